@@ -1,0 +1,41 @@
+# make run: set-up from nothing, then the stream. make test: set-up from nothing, then the tests.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+READY := $(VENV)/.ready
+export PATH := $(BIN):$(PATH)
+
+.PHONY: setup data run test lint types check clean
+
+run: data
+	recall run
+
+test: setup
+	python -m pytest
+
+check: setup lint types
+	lint-imports
+
+setup: $(READY)
+
+# torch first and alone: pinned by constraints.txt, it is satisfied for everything that asks for it afterwards.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; set PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	python -m pip install --quiet --constraint constraints.txt torch
+	python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $(READY)
+
+data: setup
+	dvc repro --quiet
+	dvc push --quiet
+
+lint: setup
+	ruff format --check .
+	ruff check .
+
+types: setup
+	mypy
+
+clean:
+	rm -rf $(VENV)

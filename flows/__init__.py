@@ -1,0 +1,1 @@
+"""What a person or a schedule starts. The order of stages is here, arithmetic in `recall`, effects in `tasks`."""

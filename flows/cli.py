@@ -1,0 +1,123 @@
+"""The `recall` command."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+
+from flows.environment import set_defaults
+from recall.errors import BadInput, Failed
+from recall.progress import console
+from recall.results import StreamResult
+from recall.settings import Settings, load_settings
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+Config = Annotated[Path, typer.Option(help="the settings file")]
+Profile = Annotated[str | None, typer.Option(help="lay profiles/NAME.yaml over the settings")]
+Overrides = Annotated[
+    list[str], typer.Option("--set", metavar="KEY=VALUE", help="change one setting, e.g. finetuning.epochs=3")
+]
+Json = Annotated[bool, typer.Option("--json", help="print JSON to standard output")]
+Debug = Annotated[bool, typer.Option(help="show the traceback of an error")]
+
+
+@app.callback()
+def _recall() -> None:
+    """Keep a language model up to date, learning task after learning task, without forgetting (RECALL)."""
+
+
+@app.command()
+def run(
+    config: Config = Path("params.yaml"),
+    profile: Profile = None,
+    overrides: Overrides = [],  # noqa: B006 - typer reads the default, nobody changes it
+    take_in: Annotated[
+        list[str], typer.Option(metavar="NAME", help="take a changed data set in as a new version")
+    ] = [],  # noqa: B006
+    recompute: Annotated[bool, typer.Option(help="make updates again that are registered already")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Take in the whole stream of learning tasks, or what is new in it, and say what was kept and lost."""
+    started = time.monotonic()
+    with errors_in_one_sentence(debug):
+        settings = load_settings(config, profile, overrides)
+        found = _continual_update(settings, config, profile, overrides, take_in, recompute)
+    if as_json:
+        print(json.dumps(found["summary"], indent=2))
+    else:
+        _show(found, time.monotonic() - started)
+
+
+def _continual_update(
+    settings: Settings, config: Path, profile: str | None, overrides: list[str], take_in: list[str], recompute: bool
+) -> dict[str, Any]:
+    set_defaults(settings.store)
+    from flows.preflight import check_inputs
+
+    # Checked here too, before Prefect's server takes its seconds to start and shows errors in its own way.
+    check_inputs(settings, take_in)
+    from flows.continual_update import continual_update
+
+    found: dict[str, Any] = continual_update(str(config), profile, overrides, recompute=recompute)
+    return found
+
+
+def _show(found: dict[str, Any], seconds: float) -> None:
+    from recall.summary import table
+
+    out = Console()
+    result = StreamResult.model_validate(found["result"])
+    out.print(table(result))
+    out.print(found["summary"]["verdict"])
+    new = [update for update in result.updates if not update.reused]
+    made = (
+        f"{len(new)} of {len(result.updates)} updates made"
+        if new
+        else "nothing new: every update was registered before"
+    )
+    out.print(
+        f"{made}, {seconds:.0f} s; registered as models:/{result.stream}/{result.updates[-1].version}", soft_wrap=True
+    )
+    if result.draft:
+        out.print(
+            "a draft, which can never be promoted: commit your changes and push the data, then run again",
+            soft_wrap=True,
+        )
+    out.print(f"report: {Path(found['summary']['report']).resolve()}", soft_wrap=True)
+
+
+class errors_in_one_sentence:  # noqa: N801 - reads as a statement: with errors_in_one_sentence(debug)
+    """Turn an error into one sentence on stderr and exit code 2 (bad input) or 1 (failed)."""
+
+    def __init__(self, debug: bool) -> None:
+        self.debug = debug
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if error is None or self.debug or not isinstance(error, Exception):
+            return
+        sentence = str(error)
+        if not isinstance(error, BadInput | Failed):
+            first_line = sentence.splitlines()[0] if sentence else "no message"
+            sentence = f"{type(error).__name__}: {first_line} (--debug shows where)"
+        console.print(f"recall: {sentence}", style="red", markup=False, highlight=False, soft_wrap=True)
+        _exit(2 if isinstance(error, BadInput) else 1)
+
+
+def _exit(code: int) -> NoReturn:
+    sys.exit(code)
+
+
+def main() -> None:
+    """Entry point of the `recall` script."""
+    app()

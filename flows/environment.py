@@ -1,0 +1,26 @@
+"""Defaults for Prefect, MLflow and Hugging Face; set before any of them is imported, and only where unset."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+DEFAULTS = {
+    # Telemetry races SQLite ("database is locked"), and nobody was asked.
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    # A cold start of the embedded server on two cores takes longer than Prefect's 20 s.
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    "PREFECT_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def set_defaults(store: Path) -> None:
+    """Prefect's JSON results lie in the store, beside the artifacts that they refer to."""
+    for name, value in (DEFAULTS | {"PREFECT_RESULTS_LOCAL_STORAGE_PATH": str(store.resolve() / "results")}).items():
+        os.environ.setdefault(name, value)

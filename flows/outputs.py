@@ -1,0 +1,63 @@
+"""What people and machines get at the end of a run: report, metric files, Prefect artifacts, MLflow's parent run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+
+from flows.stream_state import Stream
+from recall.continual_metrics import all_metrics
+from recall.report import write_report
+from recall.results import StreamResult
+from recall.standings import headings, points, summary_rows
+from recall.summary import to_json, write_metric_files
+from recall.text_files import write_text
+from tasks import registry
+
+REPORTS = Path("reports")
+
+
+def publish_outputs(
+    stream: Stream, result: StreamResult, test_rows: dict[str, int], parent_run: str | None
+) -> dict[str, Any]:
+    """Write `reports/`, and for new updates MLflow's parent run and Prefect's artifacts too; returns the JSON."""
+    report = REPORTS / "report.html"
+    write_report(result, report)
+    write_metric_files(result, REPORTS)
+    write_text(REPORTS / "result.json", result.model_dump_json(indent=1))
+    shown = to_json(result, report, test_rows)
+    if parent_run is not None:
+        _prefect_artifacts(result, str(shown["verdict"]))
+        registry.finish_stream_run(parent_run, _final_metrics(result), [report, REPORTS / "result.json"])
+    return {"summary": shown, "result": result.model_dump(mode="json")}
+
+
+def _prefect_artifacts(result: StreamResult, sentence: str) -> None:
+    names = ["method", *(name for name, _ in headings(result))]
+    rows = [
+        [row.label, *("" if cell is None else f"{points(cell):.1f}" for cell in row.cells)]
+        for row in summary_rows(result)
+    ]
+    version = result.updates[-1].version
+    lines = [
+        f"# {result.stream}, version {version}",
+        "",
+        sentence,
+        "",
+        f"| {' | '.join(names)} |",
+        "|---" * len(names) + "|",
+    ]
+    lines += [f"| {' | '.join(row)} |" for row in rows]
+    create_markdown_artifact("\n".join(lines), key="continual-update", description="What RECALL kept and lost")
+    create_table_artifact([dict(zip(names, row, strict=True)) for row in rows], key="continual-update-scores")
+
+
+def _final_metrics(result: StreamResult) -> dict[str, float]:
+    return {
+        f"{method}/{name}": value
+        for method, matrix in result.methods.items()
+        for name, value in all_metrics(matrix).items()
+        if value is not None
+    }

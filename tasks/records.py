@@ -1,0 +1,39 @@
+"""What one update leaves behind: enough to show it, to go on from it, and to trace it."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+from recall.results import UpdateResult
+from tasks.refs import CheckpointRef, DatasetRef, FinetunedRef, SamplesRef, WeightsRef
+
+
+class Models(BaseModel):
+    """Where one method's chain of models stands after an update."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    current: CheckpointRef
+    expert: FinetunedRef
+    samples: SamplesRef | None = None
+    weights: WeightsRef
+
+
+class UpdateRecord(BaseModel):
+    """An update's result and artifacts; `update.json` in its MLflow run, so that another machine can go on from it.
+
+    `scores[method][column]` is the method's row of R; `base_scores` are row 0 of the columns first needed here, and
+    `before` is RECALL's score on the new learning task before it was taken in.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    key: str
+    position: int
+    result: UpdateResult
+    dataset: DatasetRef
+    models: dict[str, Models]
+    scores: dict[str, dict[str, float]]
+    base_scores: dict[str, float]
+    before: float
+    draft: bool

@@ -1,0 +1,131 @@
+"""What passes between stages: where an artifact is and a digest of what is in it. References, never tensors."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from recall.checkpoints import Checkpoint
+from recall.learning_tasks import Row, TaskSpec
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a JSON value, the same in every process."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class Ref(BaseModel):
+    """A frozen reference; `fingerprint` is what a later stage's cache key takes in instead of paths."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    fingerprint: str
+    path: Path
+
+    def at(self, root: Path) -> Ref:
+        """The same artifact in a store that lies at `root`; what lies outside the store stays where it is."""
+        moved = {name: value.at(root) for name, value in self if isinstance(value, Ref)}
+        return self.model_copy(update=moved)
+
+
+class ArtifactRef(Ref):
+    """An artifact of the store, `<store>/<kind>/<fingerprint>/`; `sha256` covers its manifest's list of files."""
+
+    kind: str
+    sha256: str
+
+    def at(self, root: Path) -> Ref:
+        """See `Ref.at`."""
+        return super().at(root).model_copy(update={"path": root / self.kind / self.fingerprint})
+
+
+class SplitRef(Ref):
+    """The rows of one split: `fingerprint` covers the file's bytes and what the learning task's spec says of them."""
+
+    learning_task: str
+    spec: TaskSpec
+    rows: int
+
+    def read(self) -> list[Row]:
+        """The rows, checked when the data set was versioned."""
+        return [Row.model_validate_json(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
+
+
+class DatasetRef(ArtifactRef):
+    """A learning task's rows at one version: a copy in the store, and the DVC hash of the folder it was made from."""
+
+    learning_task: str
+    dvc_hash: str
+    train: SplitRef | None
+    test: SplitRef
+
+    def at(self, root: Path) -> Ref:
+        """See `Ref.at`; the splits lie in the data set's folder."""
+        moved = super().at(root)
+        splits = {
+            name: split.model_copy(update={"path": moved.path / split.path.name})
+            for name, split in (("train", self.train), ("test", self.test))
+            if split
+        }
+        return moved.model_copy(update=splits)
+
+
+class CheckpointRef(Ref):
+    """A full model, or a LoRA adapter over `base`; the base model M_0 lies under DVC, all others in the store."""
+
+    kind: str
+    sha256: str
+    base: CheckpointRef | None = None
+
+    def at(self, root: Path) -> Ref:
+        """See `Ref.at`."""
+        moved = super().at(root)
+        return (
+            moved
+            if self.kind == "base_model"
+            else moved.model_copy(update={"path": root / self.kind / self.fingerprint})
+        )
+
+    def checkpoint(self) -> Checkpoint:
+        """What `recall` opens."""
+        return Checkpoint(self.path, self.base.checkpoint() if self.base else None)
+
+
+class FinetunedRef(CheckpointRef):
+    """An expert and how its training went."""
+
+    steps: int
+    final_loss: float
+
+
+class SamplesRef(ArtifactRef):
+    """The typical samples: `samples.jsonl`, a prompt a row."""
+
+    count: int
+
+
+class RepresentationsRef(ArtifactRef):
+    """`representations.npy`, `(L, P, E)` float32, of one model on the typical samples."""
+
+    layers: int
+
+
+class WeightsRef(ArtifactRef):
+    """`weights.json`: a `MergeWeights`."""
+
+
+class ScoreRef(ArtifactRef):
+    """`evaluation.json`: the score of one model on one test split."""
+
+    score: float
+    metric: str

@@ -1,0 +1,25 @@
+"""Registration: the update's metrics, artifacts and merged model go to MLflow. Never cached, safe to repeat."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from tasks import registry
+from tasks.records import UpdateRecord
+
+
+@task(
+    name="register",
+    task_run_name="register: {stream} update {position}",
+    cache_policy=NO_CACHE,
+    retries=2,
+    retry_delay_seconds=5,
+)
+def register(
+    stream: str, position: int, parent_run: str, record: UpdateRecord, lineage: dict[str, Any], tags: dict[str, str]
+) -> str:
+    """Returns the version; a server that is away for a moment is asked again, and nothing is registered twice."""
+    return registry.register_update(stream, parent_run, record, lineage, tags)

@@ -1,0 +1,48 @@
+"""Stage 1, dataset versioning: rows are checked and copied to the store under the hash that DVC tracks them by."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from recall.learning_tasks import SPLITS, Split, TaskSpec, check_learning_task, read_rows
+from tasks.refs import CheckpointRef, DatasetRef, digest, file_sha256
+from tasks.stage import Job, stage
+
+
+@stage(kind="datasets", ref=DatasetRef)
+def version_dataset(
+    job: Job, name: str, dvc_hash: str, spec: TaskSpec, folder: str, trained_on: bool
+) -> dict[str, Any]:
+    """Take in the data set that DVC tracks as `dvc_hash`; later edits of the working copy reach no stage."""
+    source = Path(folder)
+    check_learning_task(name, source, spec, trained_on)
+    splits = {}
+    for split in SPLITS:
+        if (source / f"{split}.jsonl").is_file():
+            shutil.copyfile(source / f"{split}.jsonl", job.out / f"{split}.jsonl")
+            splits[split] = _split(name, split, job.out, spec)
+    return {
+        "learning_task": name,
+        "dvc_hash": dvc_hash,
+        "train": splits.get("train") if trained_on else None,
+        "test": splits["test"],
+    }
+
+
+def version_base(folder: Path, dvc_hash: str) -> CheckpointRef:
+    """M_0 as DVC tracks it; it is read where it lies, so nothing is copied and nothing cached."""
+    return CheckpointRef(kind="base_model", fingerprint=digest({"base_model": dvc_hash}), path=folder, sha256=dvc_hash)
+
+
+def _split(name: str, split: Split, folder: Path, spec: TaskSpec) -> dict[str, Any]:
+    file = folder / f"{split}.jsonl"
+    answers = {"kind": spec.kind, "metric": spec.metric, "labels": spec.labels}
+    return {
+        "fingerprint": digest({"rows": file_sha256(file), **answers}),
+        "path": file.name,
+        "learning_task": name,
+        "spec": spec.model_dump(mode="json"),
+        "rows": len(read_rows(file, spec)),
+    }

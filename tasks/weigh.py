@@ -1,0 +1,56 @@
+"""Stage 5, weight computation: how much of each model goes into each layer."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+
+from recall.merging import checkpoint_layers
+from recall.results import MergeWeights
+from recall.settings import WeightingSettings
+from recall.similarity import similarities
+from recall.weighting import newest_only, uniform, weights
+from tasks.refs import CheckpointRef, RepresentationsRef, WeightsRef
+from tasks.stage import Job, stage
+
+FIXED_RULES = {"average": uniform, "sequential": newest_only}
+
+
+@stage(kind="weights", ref=WeightsRef)
+def weigh(
+    job: Job,
+    pool: list[CheckpointRef],
+    names: list[str],
+    representations: list[RepresentationsRef],
+    settings: WeightingSettings,
+) -> dict[str, Any]:
+    """RECALL's weights from representations of the same samples, a model each, the newest last."""
+    hidden_KLPE = np.stack([np.load(ref.path / "representations.npy") for ref in representations])
+    similarities_LK, sigma_L = similarities(hidden_KLPE, settings.sigma)
+    weights_LK = weights(similarities_LK, settings.temperature, settings.alignment_threshold)
+    _write(job, pool, names, weights_LK, similarities_LK.tolist(), sigma_L.tolist())
+    return {}
+
+
+@stage(kind="weights", ref=WeightsRef)
+def fixed_weights(
+    job: Job, pool: list[CheckpointRef], names: list[str], rule: Literal["average", "sequential"]
+) -> dict[str, Any]:
+    """The weights of a baseline: every model the same, or the newest alone."""
+    layers = checkpoint_layers(pool[0].checkpoint()).count + 1
+    _write(job, pool, names, FIXED_RULES[rule](layers, len(pool)), [], [])
+    return {}
+
+
+def _write(
+    job: Job,
+    pool: list[CheckpointRef],
+    names: list[str],
+    weights_LK: np.ndarray,
+    alike: list[list[float]],
+    sigma: list[float],
+) -> None:
+    layers = checkpoint_layers(pool[0].checkpoint()).names
+    record = MergeWeights(layers=layers, models=names, weights=weights_LK.tolist(), similarities=alike, sigma=sigma)
+    (job.out / "weights.json").write_text(record.model_dump_json(indent=1), encoding="utf-8")

@@ -1,0 +1,163 @@
+"""What Git and DVC know of the data, against a real DVC in a real Git repository."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from recall.errors import BadInput, Failed
+from tasks import data_versions
+
+DVC = [sys.executable, "-m", "dvc"]
+STAGE = """
+stages:
+  prepare:
+    cmd: python make.py
+    params: [rows]
+    outs: [data/made]
+"""
+MAKE = """
+from pathlib import Path
+Path("data/made/été").mkdir(parents=True, exist_ok=True)
+Path("data/made/train.jsonl").write_text("1\\n")
+Path("data/made/été/test.jsonl").write_text("2\\n")
+"""
+
+
+def command(folder: Path, *arguments: str) -> str:
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    return subprocess.run(arguments, cwd=folder, check=True, capture_output=True, text=True, env=environment).stdout
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Git and DVC repository with a default remote and one stage, whose output was made and pushed."""
+    root = tmp_path_factory.mktemp("template") / "project"
+    (root / "data").mkdir(parents=True)
+    (root / "dvc.yaml").write_text(STAGE)
+    (root / "make.py").write_text(MAKE)
+    (root / "params.yaml").write_text("rows: {train: 1}\n")
+    (root / ".gitignore").write_text("/remote\n")
+    command(root, "git", "init", "--quiet")
+    command(root, "git", "config", "user.email", "someone@example.org")
+    command(root, "git", "config", "user.name", "Someone")
+    command(root, *DVC, "init", "--quiet")
+    command(root, *DVC, "config", "core.analytics", "false")
+    command(root, *DVC, "remote", "add", "--default", "local", "remote")
+    command(root, *DVC, "repro", "--quiet")
+    command(root, *DVC, "push", "--quiet")
+    command(root, "git", "add", "--all")
+    command(root, "git", "commit", "--quiet", "--message", "start")
+    return root
+
+
+@pytest.fixture
+def project(template: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(template, tmp_path / "project", symlinks=True))
+
+
+def test_working_hash_is_the_hash_that_dvc_records(project: Path) -> None:
+    made = project / "data" / "made"
+    assert data_versions.tracked_hash(made).endswith(".dir")
+    assert data_versions.working_hash(made) == data_versions.tracked_hash(made)
+    assert data_versions.check_clean(made) == data_versions.tracked_hash(made)
+
+
+def test_changed_files_are_named_and_refused(project: Path) -> None:
+    made = project / "data" / "made"
+    (made / "train.jsonl").write_text("other\n")
+    (made / "été" / "test.jsonl").unlink()
+    (made / "extra.jsonl").write_text("3\n")
+    with pytest.raises(BadInput) as error:
+        data_versions.check_clean(made)
+    for part in (
+        "extra.jsonl (new)",
+        "été/test.jsonl (gone)",
+        "train.jsonl (changed)",
+        "--take-in made",
+        "dvc checkout",
+    ):
+        assert part in str(error.value)
+
+
+def test_stage_output_taken_in_is_clean_tracked_and_pushed(project: Path) -> None:
+    made = project / "data" / "made"
+    before = data_versions.tracked_hash(made)
+    (made / "train.jsonl").write_text("other\n")
+    taken = data_versions.take_in(made)
+    assert taken != before
+    assert data_versions.check_clean(made) == taken
+    assert data_versions.is_pushed(made)
+    assert data_versions.git_commit(project)[1] is False
+    assert command(project, *DVC, "status").strip() == "Data and pipelines are up to date."
+
+
+def test_untracked_file_and_folder_can_be_taken_in_and_again(project: Path) -> None:
+    file, folder = project / "data" / "mine.csv", project / "data" / "own"
+    file.write_text("a,b\n")
+    folder.mkdir()
+    (folder / "train.jsonl").write_text("{}\n")
+    for path in (file, folder):
+        with pytest.raises(BadInput, match=f"not tracked by DVC.*--take-in {path.name}"):
+            data_versions.tracked_hash(path)
+        data_versions.take_in(path)
+        assert data_versions.check_clean(path) == data_versions.working_hash(path)
+    file.write_text("a,c\n")
+    with pytest.raises(BadInput, match="differs"):
+        data_versions.check_clean(file)
+    data_versions.take_in(file)
+    assert data_versions.is_pushed(file)
+
+
+def test_missing_data_is_pulled_from_the_remote(project: Path) -> None:
+    made = project / "data" / "made"
+    shutil.rmtree(made)
+    shutil.rmtree(project / ".dvc" / "cache")
+    with pytest.raises(BadInput, match="does not exist"):
+        data_versions.check_clean(made)
+    data_versions.ensure_present(made)
+    assert data_versions.check_clean(made)
+
+
+def test_missing_data_that_no_remote_has_fails_with_dvcs_reason(project: Path) -> None:
+    for folder in ("data/made", ".dvc/cache", "remote"):
+        shutil.rmtree(project / folder)
+    with pytest.raises(Failed, match="dvc pull data/made"):
+        data_versions.ensure_present(project / "data" / "made")
+
+
+def test_pushed_means_every_file_in_the_default_remote(project: Path) -> None:
+    made = project / "data" / "made"
+    assert data_versions.remote_url(project) == str(project / "remote")
+    assert data_versions.is_pushed(made)
+    next(file for file in (project / "remote").rglob("*") if file.is_file() and file.suffix != ".dir").unlink()
+    assert not data_versions.is_pushed(made)
+
+
+def test_without_a_default_remote_nothing_is_pushed(project: Path) -> None:
+    command(project, *DVC, "remote", "default", "--unset")
+    assert data_versions.remote_url(project) is None
+    assert not data_versions.is_pushed(project / "data" / "made")
+
+
+def test_parameters_of_the_stage_are_those_it_ran_with(project: Path) -> None:
+    (project / "params.yaml").write_text("rows: {train: 2}\n")
+    assert data_versions.recorded_params(project / "data" / "made") == {"rows": {"train": 1}}
+
+
+def test_git_commit_and_cleanliness(project: Path, tmp_path: Path) -> None:
+    head = command(project, "git", "rev-parse", "HEAD").strip()
+    assert data_versions.git_commit(project / "data" / "made") == (head, True)
+    (project / "new.txt").write_text("x")
+    assert data_versions.git_commit(project) == (head, False)
+    assert data_versions.git_commit(tmp_path) == (None, False)
+
+
+def test_outside_a_dvc_repository_the_message_says_so(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="in no DVC repository; run `git init && dvc init`"):
+        data_versions.tracked_hash(tmp_path / "data")
