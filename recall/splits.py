@@ -1,7 +1,7 @@
 """Which split an input belongs to, and in which order inputs stand: both follow from a hash of the input alone.
 
-So prepared files are the same on every machine and under every version of Python, no input is in two splits, not even in
-those of two learning tasks, and a changed row count moves no input from one split to another.
+So prepared files are the same on every machine and under every version of Python, no input is in two splits, not even
+in those of two learning tasks, and a changed row count moves no input from one split to another.
 """
 
 from __future__ import annotations

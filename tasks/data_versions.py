@@ -1,7 +1,7 @@
 """What DVC and Git know of the data: the one module that talks to either.
 
-Hashes are computed and compared here without importing DVC, which takes seconds: an MD5 a file, and for a folder the MD5 of
-its JSON list of files (DVC 3). What changes DVC's state goes through its command line, its stable interface.
+Hashes are computed and compared here without importing DVC, which takes seconds: an MD5 a file, and for a folder the
+MD5 of its JSON list of files (DVC 3). What changes DVC's state goes through its command line, its stable interface.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def is_pushed(path: Path) -> bool:
     if url is None:
         return False
     if "://" in url:
-        return json.loads(_dvc(root, "status", "--cloud", "--json", _relative(root, path))) == {}
+        return _dvc(root, "status", "--cloud", "--json", _relative(root, path)).strip() == "{}"
     listing = _object(Path(url), tracked)
     if not tracked.endswith(".dir") or not listing.is_file():
         return listing.is_file()

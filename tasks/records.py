@@ -23,7 +23,7 @@ class UpdateRecord(BaseModel):
     """An update's result and artifacts; `update.json` in its MLflow run, so that another machine can go on from it.
 
     `scores[method][column]` is the method's row of R; `base_scores` are row 0 of the columns first needed here, and
-    `before` is RECALL's score on the new learning task before it was taken in.
+    `before[method]` is the score on the new learning task before it was taken in.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -35,5 +35,5 @@ class UpdateRecord(BaseModel):
     models: dict[str, Models]
     scores: dict[str, dict[str, float]]
     base_scores: dict[str, float]
-    before: float
+    before: dict[str, float]
     draft: bool

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from prefect import Task
+from prefect.settings import PREFECT_RESULTS_LOCAL_STORAGE_PATH
 from pydantic import BaseModel
 
 from recall.progress import console
@@ -62,7 +63,7 @@ def stage(kind: str, ref: type[R]) -> Callable[[Callable[..., dict[str, Any]]], 
         def call(store: Store, label: str, **inputs: Any) -> R:
             key = fingerprint(name, module, inputs)
             damage = store.damage(kind, key)
-            if damage and store.folder(kind, key).exists():
+            if damage and (store.folder(kind, key).exists() or _known_to_prefect(key)):
                 console.print(f"[yellow]warning[/]: {damage}; {name} {label} is made again", highlight=False)
             run = task.with_options(task_run_name=f"{name}: {label}", refresh_cache=damage is not None)
             found: R = run(store, label, inputs)
@@ -71,6 +72,10 @@ def stage(kind: str, ref: type[R]) -> Callable[[Callable[..., dict[str, Any]]], 
         return call
 
     return decorate
+
+
+def _known_to_prefect(key: str) -> bool:
+    return (Path(PREFECT_RESULTS_LOCAL_STORAGE_PATH.value()) / key).exists()
 
 
 def _publish(

