@@ -121,3 +121,7 @@ def _exit(code: int) -> NoReturn:
 def main() -> None:
     """Entry point of the `recall` script."""
     app()
+
+
+if __name__ == "__main__":
+    main()

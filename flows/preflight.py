@@ -42,8 +42,6 @@ def check_inputs(settings: Settings, take_in: list[str]) -> Inputs:
             name, folder, settings.learning_tasks[name], trained_on=name in settings.stream.learning_tasks
         )
     _check_samples(settings)
-    Store(root=settings.store).check_writable()
-    registry.client()
     base_hash = _checked_hash(settings.base_folder, take_in=False)
     data_hashes = {name: _checked_hash(settings.task_folder(name), take_in=name in take_in) for name in names}
     commit, clean = data_versions.git_commit()
@@ -53,6 +51,9 @@ def check_inputs(settings: Settings, take_in: list[str]) -> Inputs:
     unpushed = [name for name in names if not data_versions.is_pushed(settings.task_folder(name))]
     if unpushed:
         reasons.append(f"not pushed to the DVC remote: {', '.join(unpushed)}")
+    # Last, because these two make files.
+    Store(root=settings.store).check_writable()
+    registry.client()
     return Inputs(base_hash, data_hashes, commit, tuple(reasons))
 
 

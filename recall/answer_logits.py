@@ -10,52 +10,70 @@ Shapes: B batch, T tokens, N chosen positions, E hidden, V vocabulary.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
+from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-Inputs = dict[str, Any]
-LogitReader = Callable[[Inputs, torch.Tensor], tuple[torch.Tensor, Any]]
+CHUNK = 256
 
 
-def logit_reader(model: PreTrainedModel | PeftModel) -> LogitReader:
-    """A function `(inputs, chosen_BT) -> (logits_NV, cache)` for any causal language model.
-
-    `inputs` are the model's keyword arguments, `chosen_BT` is boolean and N its number of trues in row order. Logits
-    come in the type that the head computes in; cache is the model's `past_key_values`.
+class LogitReader:
+    """Reads the logits of any causal language model where they are asked for.
 
     Where logits are more than a linear map of the body's output (soft caps, scaled heads), which one small forward
     pass tells, the model's own full forward is used: slower, never wrong.
     """
-    causal_lm: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model
-    body, head = causal_lm.base_model, causal_lm.get_output_embeddings()
-    plain = head is not None and _head_is_all(causal_lm, body, head)
 
-    def read(inputs: Inputs, chosen_BT: torch.Tensor) -> tuple[torch.Tensor, Any]:
-        if plain:
-            out = body(**inputs)
-            return head(out.last_hidden_state[chosen_BT]), out.get("past_key_values")
-        out = causal_lm(**inputs)
-        return out.logits[chosen_BT], out.get("past_key_values")
+    def __init__(self, model: PreTrainedModel | PeftModel) -> None:
+        self.causal_lm = cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
+        self.body = self.causal_lm.base_model
+        self.head = self.causal_lm.get_output_embeddings()
+        self.head_is_all = self._head_is_all()
+        self.takes_positions = "position_ids" in inspect.signature(self.body.forward).parameters
 
-    return read
+    def states(self, inputs: dict[str, Any], chosen_BT: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        """What `logits` turns into logits, (N, E) or (N, V), and the key-value cache.
 
+        `inputs` are the model's keyword arguments; `chosen_BT` is boolean, N its number of trues, in row order.
+        """
+        out = self.body(**inputs) if self.head_is_all else self.causal_lm(**inputs)
+        read_BT = out.last_hidden_state if self.head_is_all else out.logits
+        return read_BT[chosen_BT], out.get("past_key_values")
 
-def takes_positions(model: PreTrainedModel | PeftModel) -> bool:
-    """Whether the model's body accepts `position_ids` (those with relative biases do not)."""
-    causal_lm: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model
-    return "position_ids" in inspect.signature(causal_lm.base_model.forward).parameters
+    def logits(self, states_N: torch.Tensor) -> torch.Tensor:
+        """Logits (N, V) in float32."""
+        logits_NV: torch.Tensor = self.head(states_N) if self.head_is_all else states_N
+        return logits_NV.float()
 
+    def log_probs(self, states_N: torch.Tensor, tokens_N: torch.Tensor) -> torch.Tensor:
+        """Log-probability (N,), in float32, of one token after each state.
 
-@torch.inference_mode()
-def _head_is_all(causal_lm: PreTrainedModel, body: Any, head: Any) -> bool:
-    training = causal_lm.training
-    causal_lm.eval()
-    ids_BT = torch.arange(4, device=causal_lm.device)[None] % causal_lm.config.get_text_config().vocab_size
-    whole = causal_lm(input_ids=ids_BT, use_cache=False).logits
-    apart = head(body(input_ids=ids_BT, use_cache=False).last_hidden_state)
-    causal_lm.train(training)
-    return torch.equal(whole, apart)
+        A chunk at a time, as the logits of all N may not fit in memory; several chunks with a gradient are computed
+        again in the backward pass instead of kept.
+        """
+        chunks = list(zip(torch.split(states_N, CHUNK), torch.split(tokens_N, CHUNK), strict=True))
+        if len(chunks) > 1 and states_N.requires_grad:
+            parts = [checkpoint(self._chunk, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
+        else:
+            parts = [self._chunk(*chunk) for chunk in chunks]
+        return torch.cat(parts)
+
+    def _chunk(self, states_N: torch.Tensor, tokens_N: torch.Tensor) -> torch.Tensor:
+        return -cross_entropy(self.logits(states_N), tokens_N, reduction="none")
+
+    @torch.no_grad()
+    def _head_is_all(self) -> bool:
+        if self.head is None:
+            return False
+        training = self.causal_lm.training
+        self.causal_lm.eval()
+        vocabulary = self.causal_lm.config.get_text_config().vocab_size
+        ids_BT = torch.arange(4, device=self.causal_lm.device)[None] % vocabulary
+        whole = self.causal_lm(input_ids=ids_BT, use_cache=False).logits
+        apart = self.head(self.body(input_ids=ids_BT, use_cache=False).last_hidden_state)
+        self.causal_lm.train(training)
+        return torch.equal(whole, apart)

@@ -23,7 +23,7 @@ from recall.splits import shuffled, split_of
 
 REVIEWS = "additional_resources/hutto_ICWSM_2014.tar.gz"
 CLEAR_RATING, NEUTRAL_RATING = 1.0, 0.3
-REVIEW_WORDS = range(4, 21)
+REVIEW_WORDS = range(3, 13)
 CLDR_SECTIONS = ("currency_names", "languages", "scripts", "territories")
 NAME_LANGUAGES = {
     "cs": "Czech",
@@ -199,7 +199,7 @@ def _cldr_names(file: Path, locale: str) -> dict[str, str]:
 
 _RATED = (
     "Mean of at least 20 people's ratings from -4 to 4 (Hutto and Gilbert 2014). Lowest label: at most -1; highest: at "
-    "least 1; neutral, where there is one: -0.3 to 0.3; all others dropped. Kept: 4 to 20 words. Duplicates dropped, "
+    "least 1; neutral, where there is one: -0.3 to 0.3; all others dropped. Kept: 3 to 12 words. Duplicates dropped, "
     "classes balanced."
 )
 _NAMED = (

@@ -1,6 +1,6 @@
 """Fine-tuning of one expert: LoRA over a frozen base, loss on the answer only, resumed where a killed process stopped.
 
-Shapes: B batch, T tokens, N answer tokens of the batch, E hidden, V vocabulary.
+Shapes: B batch, T tokens, N answer tokens of the batch.
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from peft.helpers import disable_input_dtype_casting
 from pydantic import BaseModel, ConfigDict
 from safetensors.torch import save_file
-from torch.nn.functional import cross_entropy
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
-from recall.answer_logits import LogitReader, logit_reader
+from recall.answer_logits import LogitReader
 from recall.checkpoints import Checkpoint, load_model, load_tokenizer, training_dtype
 from recall.encoding import encode
 from recall.learning_tasks import Row
@@ -65,18 +64,20 @@ def finetune(
     dtype = training_dtype(settings.dtype)
     plan = _batches(start, rows, settings)
     set_seed(settings.seed)
-    model = get_peft_model(load_model(start, dtype), _lora_config(settings))  # type: ignore[arg-type]
+    model = get_peft_model(load_model(start, dtype), _lora_config(settings))
     digest = _digest(rows, settings)
     last = _last_complete(work, digest)
     trainer = _AnswerTrainer(
         model=model,
         args=_training_arguments(settings, len(plan), work),
-        train_dataset=plan,  # type: ignore[arg-type]
+        train_dataset=plan,
         data_collator=lambda batches: _collate(batches[0]),
         callbacks=[_Watch(digest)],
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.reader = logit_reader(model)
+    trainer.reader = LogitReader(model)
+    # Has Trainer count the answer tokens of a whole optimiser step.
+    trainer.model_accepts_loss_kwargs = True
     with disable_input_dtype_casting(model):
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
     _save_adapter(model, out)
@@ -107,10 +108,10 @@ class _AnswerTrainer(Trainer):
         chosen_BT[:, :-1] = labels_BT[:, 1:] != IGNORED
         low = model.dtype == torch.bfloat16
         with torch.autocast(ids_BT.device.type, dtype=torch.bfloat16, enabled=low):
-            logits_NV, _ = self.reader({"input_ids": ids_BT, "use_cache": False}, chosen_BT)
-        targets_N = labels_BT[:, 1:][chosen_BT[:, :-1]]
-        loss = cross_entropy(logits_NV.float(), targets_N, reduction="sum")
-        return loss / num_items_in_batch
+            states_N, _ = self.reader.states({"input_ids": ids_BT, "use_cache": False}, chosen_BT)
+            log_probs_N = self.reader.log_probs(states_N, labels_BT[:, 1:][chosen_BT[:, :-1]])
+        loss: torch.Tensor = -log_probs_N.sum() / num_items_in_batch
+        return loss
 
 
 class _Watch(TrainerCallback):

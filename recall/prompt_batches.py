@@ -12,33 +12,32 @@ import torch
 from peft import PeftModel
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from recall.answer_logits import logit_reader, takes_positions
+from recall.answer_logits import LogitReader
 
 
 @dataclass
 class Prefix:
-    """Prompts that a model has read: their key-value cache, and the mask over all that the cache holds."""
+    """Prompts that a model has read: their key-value cache, and the mask (B, P) over what it holds."""
 
     cache: DynamicCache
-    mask_BP: torch.Tensor
+    mask: torch.Tensor
 
     def rows(self, chosen: torch.Tensor) -> Prefix:
         """The prefix of the chosen rows, repeated as often as named; this one's cache is used up."""
         self.cache.batch_select_indices(chosen)
-        return Prefix(self.cache, self.mask_BP[chosen])
+        return Prefix(self.cache, self.mask[chosen])
 
 
 class PrefixReader:
-    """Reads prompts, then what follows them, giving only the logits that are asked for."""
+    """Reads prompts, then what follows them, giving only the states that are asked for (see `LogitReader`)."""
 
     def __init__(self, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.read = logit_reader(model)
-        self.positions = takes_positions(model)
+        self.reader = LogitReader(model)
         self.pad: int = tokenizer.pad_token_id
         self.model = model
 
     def prompts(self, prompts: list[list[int]]) -> tuple[torch.Tensor, Prefix]:
-        """Logits (B, V) after each prompt's last token, and the prefix to continue from."""
+        """States (B, ...) of each prompt's last token, and the prefix to continue from."""
         longest = max(map(len, prompts))
         ids_BP = self._tensor([[self.pad] * (longest - len(ids)) + ids for ids in prompts])
         mask_BP = self._tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts])
@@ -50,18 +49,18 @@ class PrefixReader:
     def follow(
         self, prefix: Prefix, ids_BS: torch.Tensor, mask_BS: torch.Tensor, chosen_BS: torch.Tensor
     ) -> tuple[torch.Tensor, Prefix]:
-        """Logits (N, V) at the chosen places of tokens that follow the prefix, and the longer prefix."""
-        mask_BP = torch.cat([prefix.mask_BP, mask_BS], dim=1)
+        """States (N, ...) at the chosen places of tokens that follow the prefix, and the longer prefix."""
+        mask_BP = torch.cat([prefix.mask, mask_BS], dim=1)
         inputs: dict[str, Any] = {
             "input_ids": ids_BS,
             "attention_mask": mask_BP,
             "past_key_values": prefix.cache,
             "use_cache": True,
         }
-        if self.positions:
+        if self.reader.takes_positions:
             inputs["position_ids"] = (mask_BP.cumsum(1) - 1).clamp(min=0)[:, -ids_BS.shape[1] :]
-        logits_NV, cache = self.read(inputs, chosen_BS)
-        return logits_NV, Prefix(cache, mask_BP)
+        states_N, cache = self.reader.states(inputs, chosen_BS)
+        return states_N, Prefix(cache, mask_BP)
 
     def _tensor(self, rows: list[list[int]]) -> torch.Tensor:
         return torch.tensor(rows, device=self.model.device)

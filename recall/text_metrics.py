@@ -6,6 +6,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
@@ -13,14 +14,18 @@ from sacrebleu.metrics.chrf import CHRF
 
 def chrf(predictions: list[str], references: list[list[str]]) -> tuple[float, list[float]]:
     """chrF2 (Popovic 2015; sacrebleu's defaults): of the corpus, and of each sentence."""
-    sentences = [CHRF().sentence_score(text, list(refs)).score / 100 for text, refs in zip(predictions, references, strict=True)]
+    sentences = [
+        CHRF().sentence_score(text, list(refs)).score / 100 for text, refs in zip(predictions, references, strict=True)
+    ]
     return float(CHRF().corpus_score(predictions, _streams(references)).score / 100), sentences
 
 
 def bleu(predictions: list[str], references: list[list[str]]) -> tuple[float, list[float]]:
     """BLEU (Papineni et al. 2002; sacrebleu's defaults): of the corpus, and of each sentence (effective order)."""
     metric = BLEU(effective_order=True)
-    sentences = [metric.sentence_score(text, list(refs)).score / 100 for text, refs in zip(predictions, references, strict=True)]
+    sentences = [
+        metric.sentence_score(text, list(refs)).score / 100 for text, refs in zip(predictions, references, strict=True)
+    ]
     return float(BLEU().corpus_score(predictions, _streams(references)).score / 100), sentences
 
 
@@ -51,7 +56,7 @@ def _normalised(text: str) -> list[str]:
     return re.sub(r"\b(a|an|the)\b", " ", bare).split()
 
 
-def _streams(references: list[list[str]]) -> list[list[str | None]]:
+def _streams(references: list[list[str]]) -> Any:
     """Row-wise references as sacrebleu's column-wise streams; None where a row has fewer."""
     most = max(map(len, references))
     return [[row[i] if i < len(row) else None for row in references] for i in range(most)]

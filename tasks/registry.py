@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 KEY = "recall.update_key"
+COMPLETE = "recall.complete"
 
 
 @functools.cache
@@ -47,7 +48,7 @@ def client() -> MlflowClient:
 
 def find_update(stream: str, key: str) -> UpdateRecord | None:
     """The record of the update that is registered under `key`, or None."""
-    version = _version_with(stream, {KEY: key})
+    version = _version_with(stream, {KEY: key, COMPLETE: "true"})
     if version is None:
         return None
     record = UpdateRecord.model_validate_json(_text_artifact(version.run_id, "update.json"))
@@ -79,14 +80,18 @@ def register_update(
     tags = tags | {KEY: record.key, "recall.weights_sha256": weights_sha256(merged.path)}
     found = _version_with(stream, {name: tags[name] for name in (KEY, "recall.weights_sha256")})
     if found is not None:
-        return str(found.version)
-    run_id = _nested_run(stream, parent_run, record)
-    _log_files(run_id, record, lineage)
-    _log_metrics(run_id, record)
-    _log_data_sets(run_id, lineage)
-    version = _register_model(stream, run_id, merged, tags)
-    client().set_registered_model_alias(stream, "challenger", version)
+        run_id, version = found.run_id, str(found.version)
+    else:
+        run_id = _nested_run(stream, parent_run, record)
+        _log_files(run_id, record, lineage)
+        _log_metrics(run_id, record)
+        _log_data_sets(run_id, lineage)
+        version = _register_model(stream, run_id, merged, tags)
+    newest = max(int(other.version) for other in client().search_model_versions(f"name = '{stream}'"))
+    client().set_registered_model_alias(stream, "challenger", str(newest))
     client().set_terminated(run_id, "FINISHED")
+    # A process that was killed before this line leaves a version that the next run finds and completes.
+    client().set_model_version_tag(stream, version, COMPLETE, "true")
     return version
 
 

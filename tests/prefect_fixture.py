@@ -1,6 +1,13 @@
 """One real Prefect server for all tests that run flows."""
 
+import os
+
 import pytest
+
+from flows.environment import DEFAULTS
+
+for name, value in DEFAULTS.items():
+    os.environ.setdefault(name, value)
 
 
 @pytest.fixture(scope="session")

@@ -72,4 +72,3 @@ def test_every_stage_knows_its_own_code(module, edited):
     before = source_digest(f"tasks.{module}")
     edited(f"tasks.{module}")
     assert source_digest(f"tasks.{module}") != before
-

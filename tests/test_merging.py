@@ -97,7 +97,9 @@ def test_an_adapter_alone_becomes_the_full_model_that_peft_makes(tmp_path):
     merge([base, expert], np.tile([0.0, 1.0], (LAYERS, 1)), tmp_path / "out")
     expected = PeftModel.from_pretrained(load(base), expert.folder).merge_and_unload()
     ids = torch.arange(12)[None]
-    torch.testing.assert_close(load(Checkpoint(tmp_path / "out"))(ids).logits, expected(ids).logits, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        load(Checkpoint(tmp_path / "out"))(ids).logits, expected(ids).logits, rtol=1e-5, atol=1e-5
+    )
 
 
 def test_a_model_without_weight_at_a_layer_leaves_no_trace_there(tmp_path):

@@ -24,11 +24,12 @@ from recall import embedded_tasks, prepare, pypi
 from recall.base_model import bring
 from recall.errors import BadInput, Failed
 from recall.learning_tasks import SPLITS, Split, TaskSpec, read_rows
-from recall.settings import BaseModelSettings
+from recall.settings import BaseModelSettings, load_settings
 from recall.sources import load_rows, parse_source
 from recall.splits import SHARES, shuffled, split_of
 
-SHARED = Path(__file__).parents[2] / "shared" / "data"
+PROJECT = Path(__file__).parents[1]
+SHARED = PROJECT.parent / "shared" / "data"
 ALL: dict[Split, int] = {"train": 10_000, "validation": 10_000, "test": 10_000}
 TEMPLATES = {"prompt": "Review: {text}\nSentiment:", "target": "{stars}", "target_names": {"1": "bad", "5": "good"}}
 WORDS = [
@@ -268,6 +269,32 @@ def test_the_hub_loader_reads_splits_slices_and_columns(tmp_path: Path, monkeypa
     assert [len(rows[split]) for split in SPLITS] == [39, 20, 1]  # what the test split has leaves the training split
     with pytest.raises(BadInput, match="split nowhere"):
         load_rows("reviews", spec({"hub": str(folder), "splits": splits | {"test": "nowhere"}, **TEMPLATES}), tmp_path)
+
+
+HUB_RECORDS: dict[str, dict[str, Any]] = {
+    "sst2": {"sentence": "a {fine} film", "label": 1},
+    "squad_v2": {"context": "Ada wrote it.", "question": "Who?", "answers": {"text": ["Ada"], "answer_start": [0]}},
+    "iwslt2017_en_fr": {"translation": {"en": "Hello", "fr": "Bonjour"}},
+    "race": {"article": "Text.", "question": "Why?", "options": ["no", "yes", "so", "if"], "answer": "B"},
+    "medmcqa": {"question": "What?", "opa": "w", "opb": "x", "opc": "y", "opd": "z", "cop": 3},
+}
+
+
+@pytest.mark.parametrize("profile", sorted((PROJECT / "profiles").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_papers_profiles_map_records_of_the_hubs_shape(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, profile: Path
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    learning_tasks = load_settings(PROJECT / "params.yaml", profile.stem).learning_tasks
+    targets = {}
+    for name, record in HUB_RECORDS.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "test.jsonl").write_text(json.dumps(record) + "\n")
+        given = learning_tasks[name]
+        local = {"hub": str(tmp_path / name), "splits": dict.fromkeys(SPLITS, "test"), "subset": None}
+        rows = load_rows(name, given.model_copy(update={"source": given.source | local}), tmp_path)
+        targets[name] = rows["test"][0].target
+    assert targets == {"sst2": "positive", "squad_v2": "Ada", "iwslt2017_en_fr": "Bonjour", "race": "B", "medmcqa": "D"}
 
 
 @pytest.mark.parametrize(

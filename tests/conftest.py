@@ -1,0 +1,53 @@
+"""Tiny models and a tokenizer, made once: no network, no real weights."""
+
+import string
+
+import pytest
+import torch
+from tiny import llama
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+pytest_plugins = ["prefect_fixture"]
+END, PAD = "<|end|>", "<|pad|>"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Tiny matrices gain nothing from threads, and sums depend on their number."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer():
+    """One token a byte, but one for a space with a small letter; text in small letters has ids below 96."""
+    space, newline = "Ġ", "Ċ"
+    pairs = [space + letter for letter in string.ascii_lowercase]
+    first = [END, PAD, *string.ascii_lowercase, *pairs, space, newline, *string.digits, *string.ascii_uppercase]
+    rest = sorted(set(pre_tokenizers.ByteLevel.alphabet()) - set(first))
+    vocabulary = {token: i for i, token in enumerate([*first, *rest])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[(space, letter) for letter in string.ascii_lowercase]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=PAD)
+
+
+@pytest.fixture(scope="session")
+def tiny_model_folder(tmp_path_factory, tiny_tokenizer):
+    """A random Llama in float32 with its tokenizer: 3 blocks, grouped queries, tied head."""
+    folder = tmp_path_factory.mktemp("tiny") / "llama"
+    llama(folder, vocab_size=len(tiny_tokenizer), hidden_size=32, intermediate_size=48, initializer_range=0.2)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_gpt2_folder(tmp_path_factory, tiny_tokenizer):
+    """A random GPT-2 in float32 with its tokenizer: learned positions, Conv1D weights."""
+    folder = tmp_path_factory.mktemp("tiny") / "gpt2"
+    torch.manual_seed(0)
+    shape = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256, "initializer_range": 0.2}
+    ends = {"bos_token_id": 0, "eos_token_id": 0}
+    GPT2LMHeadModel(GPT2Config(vocab_size=len(tiny_tokenizer), **shape, **ends)).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder

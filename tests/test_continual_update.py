@@ -1,0 +1,222 @@
+"""The whole flow with a tiny model: real Prefect, MLflow, DVC and Git underneath, and the command as people run it."""
+
+import json
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from prefect.artifacts import Artifact
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.settings import PREFECT_API_URL
+from project import make_project
+from safetensors.torch import load_file
+
+STAGES = ["version_dataset", "finetune", "cluster", "represent", "weigh", "merge", "evaluate"]
+
+
+@pytest.fixture(scope="session")
+def new_project(tmp_path_factory, prefect_harness, tiny_tokenizer):
+    """A function that makes a project whose runs go to the test's Prefect server."""
+
+    def make(name):
+        return make_project(tmp_path_factory.mktemp(name) / "project", tiny_tokenizer, PREFECT_API_URL.value())
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def finished(new_project):
+    """A project after its first run, and what `recall run --json` printed."""
+    project = new_project("finished")
+    project.result = project.run()
+    return project
+
+
+@pytest.fixture
+def registry(finished):
+    return client(finished)
+
+
+def client(project):
+    return MlflowClient(f"sqlite:///{project.folder / 'mlflow.db'}")
+
+
+def versions(project):
+    """Update position to version, newest last."""
+    found = client(project).search_model_versions("name = 'tiny'")
+    return sorted(found, key=lambda version: int(version.version))
+
+
+def weights(project):
+    return [version.tags["recall.weights_sha256"] for version in versions(project)]
+
+
+def newest_flow_run():
+    with get_client(sync_client=True) as prefect:
+        return prefect.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=1)[0]
+
+
+def task_states(flow_run):
+    """(name, state name) of a flow run's tasks."""
+    with get_client(sync_client=True) as prefect:
+        wanted = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run.id]))
+        runs = prefect.read_task_runs(flow_run_filter=wanted, limit=200)
+    return [(run.name, run.state_name) for run in runs]
+
+
+def test_it_ends_with_what_every_method_kept_and_lost(finished):
+    result = finished.result
+    assert result["learning_tasks"] == ["names", "reviews", "countries"]
+    assert result["methods"].keys() == {"recall", "sequential", "average"}
+    for method in result["methods"].values():
+        assert method["scores"].keys() == {"names", "reviews", "countries", "films", "spanish"}
+        assert all(method[name] is not None for name in ("average_accuracy", "forgetting", "forward_transfer"))
+    assert result["experts"].keys() == {"names", "reviews", "countries"}
+    assert result["version"] == "3"
+    assert not result["draft"]
+    assert (finished.folder / result["report"]).read_text().startswith("<!doctype html>")
+
+
+def test_every_update_is_a_version_with_the_tags_of_an_audit(finished, registry):
+    tracked = {name: finished.dvc_hash(f"data/{name}") for name in ("names", "reviews", "films")}
+    for position, version in enumerate(versions(finished), start=1):
+        assert version.tags["recall.position"] == str(position)
+        assert version.tags["recall.git_commit"] == finished.head()
+        assert version.tags["recall.draft"] == "false"
+        assert version.tags["recall.data.names"] == tracked["names"]
+        assert version.tags["recall.data.films"] == tracked["films"]
+        assert ("recall.data.reviews" in version.tags) == (position >= 2)
+    assert str(registry.get_model_version_by_alias("tiny", "challenger").version) == "3"
+
+
+def test_updates_are_nested_runs_with_data_sets_metrics_and_lineage(finished, registry, tmp_path):
+    experiment = registry.get_experiment_by_name("tiny").experiment_id
+    runs = registry.search_runs([experiment])
+    (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    updates = [run for run in runs if run is not parent]
+    assert {run.data.tags["mlflow.parentRunId"] for run in updates} == {parent.info.run_id}
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    last = next(run for run in updates if run.data.params["position"] == "3")
+    digests = {entry.dataset.name: entry.dataset.digest for entry in last.inputs.dataset_inputs}
+    assert digests["countries"] == finished.dvc_hash("data/countries")
+    assert last.data.metrics["recall/countries"] == finished.result["methods"]["recall"]["scores"]["countries"]
+    lineage = json.loads(Path(registry.download_artifacts(last.info.run_id, "lineage.json", str(tmp_path))).read_text())
+    assert lineage["environment"]["threads"] == 1
+    assert [entry["name"] for entry in lineage["data_sets"] if entry["trained_on"]] == ["countries"]
+
+
+def test_the_registered_model_generates_in_a_process_without_our_code(finished, tmp_path):
+    code = (
+        "import sys, mlflow; mlflow.set_tracking_uri(sys.argv[1])\n"
+        "generate = mlflow.transformers.load_model('models:/tiny@challenger')\n"
+        "print(len(generate('names are', max_new_tokens=3)[0]['generated_text']) > len('names are'))\n"
+        "assert not {'recall', 'tasks', 'flows'} & set(sys.modules)"
+    )
+    command = [sys.executable, "-I", "-c", code, f"sqlite:///{finished.folder / 'mlflow.db'}"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout == "True\n", done.stderr
+
+
+def test_weights_and_merged_model_say_how_they_were_made(finished):
+    folders = [finished.folder / ".store" / "merged" / name for name in finished.artifacts("merged")]
+    records = [json.loads((folder / "recall.json").read_text()) for folder in folders]
+    learned = [record for record in records if record["similarities"]]
+    assert len(learned) == 3
+    for record in learned:
+        assert record["layers"] == ["embeddings", *(f"model.layers.{layer}" for layer in range(3))]
+        assert record["models"][0] == "current"
+        for row in record["weights"]:
+            assert sum(row) == pytest.approx(1)
+            assert row[-1] == max(row)
+        # LoRA leaves the embeddings alone, so there the models agree, and share alike.
+        assert record["weights"][0] == [0.5, 0.5]
+
+
+def test_prefect_shows_readable_names_and_the_summary(finished):
+    assert Artifact.get("continual-update").type == "markdown"
+    assert finished.result["verdict"] in Artifact.get("continual-update").data
+    assert Artifact.get("continual-update-scores").type == "table"
+    assert newest_flow_run().name == "continual-update params.yaml"
+    assert ("register: tiny update 3", "Completed") in task_states(newest_flow_run())
+
+
+def test_results_pass_between_tasks_as_json_references(finished):
+    results = list((finished.folder / ".store" / "results").iterdir())
+    assert len(results) > 20
+    for file in results:
+        reference = json.loads(json.loads(file.read_text())["result"])
+        assert len(reference["data"]["fingerprint"]) == 64
+
+
+def test_a_second_run_does_nothing_and_says_so(finished):
+    before = {kind: finished.artifacts(kind) for kind in ("experts", "merged", "scores")}
+    done = finished.recall("run")
+    assert "nothing new: every update was registered before" in done.stdout
+    assert {kind: finished.artifacts(kind) for kind in before} == before
+    assert len(versions(finished)) == 3
+
+
+def test_recompute_goes_through_every_stage_from_the_cache_and_registers_nothing_twice(finished):
+    result = finished.run("--recompute")
+    states = dict(task_states(newest_flow_run()))
+    assert {name.split(":")[0] for name in states} == {*STAGES, "fixed_weights", "register"}
+    assert {state for name, state in states.items() if not name.startswith("register")} == {"Cached"}
+    assert len(versions(finished)) == 3
+    assert result["methods"] == finished.result["methods"]
+
+
+def test_a_lost_store_is_brought_back_from_the_registry_where_an_update_needs_it(finished):
+    """The registry, not a local file, says where the stream stands."""
+    (version,) = [v for v in versions(finished) if v.tags["recall.position"] == "3"]
+    lost = finished.folder / ".store" / "merged" / version.tags["recall.merged_fingerprint"]
+    before = load_file(lost / "model.safetensors")
+    (lost / "model.safetensors").unlink()
+    finished.recall("run")
+    after = load_file(lost / "model.safetensors")
+    assert all((after[name] == before[name]).all() for name in before)
+
+
+def test_a_stream_grows_and_its_data_changes(new_project):
+    """A new learning task makes one update; changed data makes new versions from its update on, and nothing else."""
+    project = new_project("growing")
+    project.params(lambda values: values["stream"].update(learning_tasks=["names", "reviews"]))
+    project.commit("two learning tasks")
+    project.run()
+    first = {kind: project.artifacts(kind) for kind in ("experts", "merged", "samples")}
+
+    project.params(lambda values: values["stream"].update(learning_tasks=["names", "reviews", "countries"]))
+    project.commit("a third")
+    grown = project.run()
+    assert [update["reused"] for update in grown["updates"]] == [True, True, False]
+    for kind, made in first.items():
+        assert project.artifacts(kind).items() >= made.items()
+    assert len(project.artifacts("samples")) == len(first["samples"]) + 1
+
+    second = project.artifacts("experts")
+    project.write_data("reviews", train=(0, 28))
+    refused = project.recall("run", expect=2)
+    assert "data/reviews differs from what DVC tracks: train.jsonl (changed)" in refused.stderr
+    assert "--take-in reviews" in refused.stderr
+    assert project.artifacts("experts") == second
+
+    changed = project.run("--take-in", "reviews")
+    assert [update["reused"] for update in changed["updates"]] == [True, False, False]
+    assert changed["draft"], "the new data.dvc is not committed"
+    assert [version.tags["recall.position"] for version in versions(project)] == ["1", "2", "3", "2", "3"]
+    assert project.artifacts("experts").items() >= second.items()
+
+
+def test_new_test_rows_train_nothing_again(new_project):
+    project = new_project("test_rows")
+    project.params(lambda values: values["stream"].update(learning_tasks=["names"], unseen=["films"]))
+    project.run()
+    before = {kind: project.artifacts(kind) for kind in ("experts", "samples", "representations", "weights", "merged")}
+    project.write_data("names", test=(200, 8))
+    project.run("--take-in", "names")
+    assert {kind: project.artifacts(kind) for kind in before} == before
