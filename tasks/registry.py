@@ -123,7 +123,13 @@ def restore_merged(store: Store, stream: str, record: UpdateRecord) -> Checkpoin
         if weights_sha256(out) != version.tags["recall.weights_sha256"]:
             raise Failed(f"version {version.version} of {stream}: the weights in the registry are not those registered")
         origin = f"models:/{stream}/{version.version}"
-        manifest = {"kind": "merged", "fingerprint": ref.fingerprint, "restored_from": origin, "fields": {}, "seconds": 0.0}
+        manifest = {
+            "kind": "merged",
+            "fingerprint": ref.fingerprint,
+            "restored_from": origin,
+            "fields": {},
+            "seconds": 0.0,
+        }
         seal(out, manifest)
     return ref
 

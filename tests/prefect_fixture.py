@@ -1,13 +1,15 @@
-"""One real Prefect server for all tests that run flows."""
+"""One real Prefect server for all tests that run flows, and projects whose runs go to it."""
 
 import os
 
 import pytest
 
+from project import make_project
+
 from flows.environment import DEFAULTS
 
-for name, value in DEFAULTS.items():
-    os.environ.setdefault(name, value)
+for variable, value in DEFAULTS.items():
+    os.environ.setdefault(variable, value)
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +24,14 @@ def prefect_harness(tmp_path_factory):
         temporary_settings({PREFECT_RESULTS_LOCAL_STORAGE_PATH: results}),
     ):
         yield
+
+
+@pytest.fixture(scope="session")
+def new_project(tmp_path_factory, prefect_harness, tiny_tokenizer):
+    """A function that makes a project whose runs go to the test's Prefect server."""
+    from prefect.settings import PREFECT_API_URL
+
+    def make(name):
+        return make_project(tmp_path_factory.mktemp(name) / "project", tiny_tokenizer, PREFECT_API_URL.value())
+
+    return make

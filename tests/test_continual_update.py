@@ -1,8 +1,6 @@
 """The whole flow with a tiny model: real Prefect, MLflow, DVC and Git underneath, and the command as people run it."""
 
 import json
-import signal
-import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -12,22 +10,10 @@ from mlflow import MlflowClient
 from prefect.artifacts import Artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
-from prefect.client.schemas.sorting import FlowRunSort
-from prefect.settings import PREFECT_API_URL
-from project import make_project
+from prefect.client.schemas.sorting import FlowRunSort, TaskRunSort
 from safetensors.torch import load_file
 
 STAGES = ["version_dataset", "finetune", "cluster", "represent", "weigh", "merge", "evaluate"]
-
-
-@pytest.fixture(scope="session")
-def new_project(tmp_path_factory, prefect_harness, tiny_tokenizer):
-    """A function that makes a project whose runs go to the test's Prefect server."""
-
-    def make(name):
-        return make_project(tmp_path_factory.mktemp(name) / "project", tiny_tokenizer, PREFECT_API_URL.value())
-
-    return make
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +39,6 @@ def versions(project):
     return sorted(found, key=lambda version: int(version.version))
 
 
-def weights(project):
-    return [version.tags["recall.weights_sha256"] for version in versions(project)]
-
-
 def newest_flow_run():
     with get_client(sync_client=True) as prefect:
         return prefect.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=1)[0]
@@ -66,7 +48,7 @@ def task_states(flow_run):
     """(name, state name) of a flow run's tasks."""
     with get_client(sync_client=True) as prefect:
         wanted = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run.id]))
-        runs = prefect.read_task_runs(flow_run_filter=wanted, limit=200)
+        runs = prefect.read_task_runs(flow_run_filter=wanted, sort=TaskRunSort.NAME_ASC, limit=200)
     return [(run.name, run.state_name) for run in runs]
 
 

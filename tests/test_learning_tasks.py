@@ -9,8 +9,11 @@ import pytest
 from pydantic import ValidationError
 
 from recall.errors import BadInput
-from recall.learning_tasks import METRICS_OF_KIND, Row, TaskSpec, answers, check_learning_task, read_rows
+from recall.learning_tasks import METRICS_OF_KIND, SPLITS, Row, TaskSpec, answers, check_learning_task, read_rows
+from recall.settings import load_settings
 
+PROJECT = Path(__file__).parents[1]
+SHIPPED = load_settings(PROJECT / "params.yaml")
 SENTIMENT = TaskSpec(kind="classification", metric="accuracy", labels=["negative", "positive"], source={})
 CHOICE = TaskSpec(kind="multiple_choice", metric="accuracy", source={})
 NAMES = TaskSpec(kind="translation", metric="chrf", source={})
@@ -106,3 +109,26 @@ def test_a_metric_must_fit_the_kind(kind: str) -> None:
 def test_a_classification_needs_two_different_labels(labels: list[str] | None) -> None:
     with pytest.raises(ValidationError, match="at least two different labels"):
         TaskSpec(kind="classification", metric="accuracy", labels=labels, source={})
+
+
+@pytest.mark.parametrize("name", SHIPPED.learning_tasks)
+def test_the_prepared_learning_tasks_are_whole_and_their_splits_disjoint(name: str) -> None:
+    folder, spec = PROJECT / SHIPPED.task_folder(name), SHIPPED.learning_tasks[name]
+    if not folder.is_dir():
+        pytest.skip(f"{folder.name} is not prepared; `dvc repro` makes it")
+    check_learning_task(name, folder, spec, trained_on=True)
+    prompts = {split: {row.prompt for row in read_rows(folder / f"{split}.jsonl", spec)} for split in SPLITS}
+    assert {split: len(prompts[split]) for split in SPLITS} == spec.rows
+    assert len(set.union(*prompts.values())) == sum(spec.rows.values())
+
+
+def test_no_learning_task_trains_on_a_name_that_another_one_tests() -> None:
+    named = [name for name, spec in SHIPPED.learning_tasks.items() if spec.source["pypi"].startswith("Babel")]
+    ids: dict[str, set[str]] = {"train": set(), "test": set()}
+    for name in named:
+        folder = PROJECT / SHIPPED.task_folder(name)
+        if not folder.is_dir():
+            pytest.skip(f"{name} is not prepared; `dvc repro` makes it")
+        for split, found in ids.items():
+            found |= {row.id for row in read_rows(folder / f"{split}.jsonl", SHIPPED.learning_tasks[name])}
+    assert not ids["train"] & ids["test"]
