@@ -11,7 +11,7 @@ run: data
 	recall run
 
 test: setup
-	python -m pytest
+	python -m pytest --numprocesses 2 --dist loadfile
 
 check: setup lint types
 	lint-imports

@@ -73,7 +73,8 @@ def _continual_update(
 def _show(found: dict[str, Any], seconds: float) -> None:
     from recall.summary import table
 
-    out = Console()
+    # Without a terminal rich assumes 80 columns, too few for the table.
+    out = Console(width=None if sys.stdout.isatty() else 120)
     result = StreamResult.model_validate(found["result"])
     out.print(table(result))
     out.print(found["summary"]["verdict"])

@@ -39,6 +39,7 @@ def evaluate(
     rows: list[Row],
     spec: TaskSpec,
     settings: EvaluationSettings,
+    what: str = "evaluate",
 ) -> Evaluation:
     """Score `model`, in evaluation mode, on `rows`.
 
@@ -49,11 +50,11 @@ def evaluate(
     its own, which differ in length (as its ARC and HellaSwag do); `extra` has both over all rows.
 
     Other kinds decode greedily to the end-of-text token, the first newline or `max_new_tokens`, and the text, stripped,
-    is compared with the row's references (its target where it has none) by `spec.metric`.
+    is compared with the row's references (its target where it has none) by `spec.metric`. `what` labels the progress.
     """
     if spec.metric == "accuracy":
-        return _by_likelihood(model, tokenizer, rows, spec, settings)
-    return _by_text(model, tokenizer, rows, spec, settings)
+        return _by_likelihood(model, tokenizer, rows, spec, settings, what)
+    return _by_text(model, tokenizer, rows, spec, settings, what)
 
 
 def _by_likelihood(
@@ -62,12 +63,14 @@ def _by_likelihood(
     rows: list[Row],
     spec: TaskSpec,
     settings: EvaluationSettings,
+    what: str,
 ) -> Evaluation:
     allowed = [answers(row, spec) for row in rows]
     encoded = encode(tokenizer, [row.prompt for row in rows], allowed, settings.max_tokens)
     scorer = AnswerScorer(model, tokenizer)
     summed: list[list[float]] = [[] for _ in rows]
-    for batch in track(_by_length(encoded, settings.batch_size), "evaluate"):
+    batches = _by_length(encoded, settings.batch_size)
+    for batch in track(batches, what, total=len(batches)):
         for i, sums in zip(batch, scorer.log_likelihoods([encoded[i] for i in batch]), strict=True):
             summed[i] = sums
     plain = [choices[_argmax(sums)] for choices, sums in zip(allowed, summed, strict=True)]
@@ -89,12 +92,14 @@ def _by_text(
     rows: list[Row],
     spec: TaskSpec,
     settings: EvaluationSettings,
+    what: str,
 ) -> Evaluation:
     room = settings.max_tokens - settings.max_new_tokens
     encoded = encode(tokenizer, [row.prompt for row in rows], [[] for _ in rows], max(room, 1))
     decoder = GreedyDecoder(model, tokenizer, settings.max_new_tokens)
     predictions = [""] * len(rows)
-    for batch in track(_by_length(encoded, settings.batch_size), "evaluate"):
+    batches = _by_length(encoded, settings.batch_size)
+    for batch in track(batches, what, total=len(batches)):
         for i, text in zip(batch, decoder.first_lines([encoded[i].prompt for i in batch]), strict=True):
             predictions[i] = text
     references = [row.references or [row.target] for row in rows]

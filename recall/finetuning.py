@@ -52,7 +52,12 @@ class FinetuningReport(BaseModel):
 
 
 def finetune(
-    start: Checkpoint, rows: list[Row], settings: FinetuningSettings, out: Path, work: Path
+    start: Checkpoint,
+    rows: list[Row],
+    settings: FinetuningSettings,
+    out: Path,
+    work: Path,
+    what: str = "fine-tune",
 ) -> FinetuningReport:
     """Train a LoRA adapter (Hu et al. 2021) over the full checkpoint `start` and write it to `out`.
 
@@ -72,7 +77,7 @@ def finetune(
         args=_training_arguments(settings, len(plan), work),
         train_dataset=plan,
         data_collator=lambda batches: _collate(batches[0]),
-        callbacks=[_Watch(digest)],
+        callbacks=[_Watch(digest, what)],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.reader = LogitReader(model)
@@ -117,13 +122,14 @@ class _AnswerTrainer(Trainer):
 class _Watch(TrainerCallback):
     """Shows progress, and marks a checkpoint complete once all of it is written."""
 
-    def __init__(self, digest: str) -> None:
+    def __init__(self, digest: str, what: str) -> None:
         self.digest = digest
+        self.what = what
         self.bar: Iterator[int] = iter(())
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         todo = range(state.global_step, state.max_steps)
-        self.bar = track(todo, "fine-tune", total=state.max_steps, done=state.global_step)
+        self.bar = track(todo, self.what, total=state.max_steps, done=state.global_step)
         next(self.bar, None)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

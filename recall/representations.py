@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -20,7 +21,7 @@ from recall.settings import RepresentationSettings
 
 
 def represent(
-    model: PreTrainedModel,
+    model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
     settings: RepresentationSettings,
@@ -53,13 +54,15 @@ def represent(
 
 
 @torch.inference_mode()
-def _pooled_batch(model: PreTrainedModel, rows: list[list[int]], last_layer_only: bool) -> Tensor:
+def _pooled_batch(model: PreTrainedModel | PeftModel, rows: list[list[int]], last_layer_only: bool) -> Tensor:
     width = max(len(row) for row in rows)
     # Right padding: causal attention keeps padding out of every real token, and positions start at 0 in each row.
     ids_BT = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=model.device)
     mask_BT = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=model.device)
+    causal_lm: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     with _pooling_hooks(model, mask_BT, last_layer_only) as means:
-        _body(model)(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False)
+        # Without its output head, whose logits nobody needs here.
+        causal_lm.base_model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False)
     return torch.stack(means)
 
 
@@ -87,9 +90,3 @@ def _pooling_hooks(model: nn.Module, mask_BT: Tensor, last_layer_only: bool) -> 
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _body(model: PreTrainedModel) -> Any:
-    """The model without its output head, whose logits nobody needs here."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return getattr(inner, inner.base_model_prefix, inner)

@@ -44,7 +44,7 @@ class UpdateResult(Frozen):
 
 
 class StreamResult(Frozen):
-    """Everything about one stream after its last update. `methods` has "recall" and the baselines that were asked for."""
+    """Everything about one stream after its last update; `methods` has "recall" and the baselines asked for."""
 
     stream: str
     metrics: dict[str, str]

@@ -16,6 +16,6 @@ from tasks.stage import Job, stage
 def evaluate(job: Job, model: CheckpointRef, test: SplitRef, settings: EvaluationSettings) -> dict[str, Any]:
     """Write `evaluation.json`: the score, and every row's own score for paired comparisons later."""
     with loaded(model, training_dtype("auto")) as (network, tokenizer):
-        found = evaluation.evaluate(network, tokenizer, test.read(), test.spec, settings)
+        found = evaluation.evaluate(network, tokenizer, test.read(), test.spec, settings, f"evaluate {job.label}")
     (job.out / "evaluation.json").write_text(found.model_dump_json(indent=1), encoding="utf-8")
     return {"score": found.score, "metric": found.metric}

@@ -3,7 +3,6 @@
 import os
 
 import pytest
-
 from project import make_project
 
 from flows.environment import DEFAULTS
