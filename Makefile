@@ -27,6 +27,7 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 data: setup
+	python -m tasks.data_versions
 	dvc repro --quiet
 	dvc push --quiet
 

@@ -49,7 +49,7 @@ def run(
     started = time.monotonic()
     with errors_in_one_sentence(debug):
         settings = load_settings(config, profile, overrides)
-        found = _continual_update(settings, config, profile, overrides, take_in, recompute)
+        found = _continual_update(settings, config, profile, overrides, take_in, recompute, debug)
     if as_json:
         print(json.dumps(found["summary"], indent=2))
     else:
@@ -57,9 +57,15 @@ def run(
 
 
 def _continual_update(
-    settings: Settings, config: Path, profile: str | None, overrides: list[str], take_in: list[str], recompute: bool
+    settings: Settings,
+    config: Path,
+    profile: str | None,
+    overrides: list[str],
+    take_in: list[str],
+    recompute: bool,
+    debug: bool,
 ) -> dict[str, Any]:
-    set_defaults(settings.store)
+    set_defaults(settings.store, debug)
     from flows.preflight import check_inputs
 
     # Checked here too, before Prefect's server takes its seconds to start and shows errors in its own way.

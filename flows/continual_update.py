@@ -14,6 +14,7 @@ from flows.outputs import publish_outputs
 from flows.preflight import check_inputs
 from flows.stream_state import (
     Stream,
+    bring_back,
     collect_result,
     lineage_of,
     open_stream,
@@ -21,7 +22,6 @@ from flows.stream_state import (
     update_result,
     version_tags,
 )
-from recall.learning_tasks import count_rows
 from recall.progress import console
 from recall.settings import load_settings
 from tasks import registry
@@ -30,7 +30,7 @@ from tasks.evaluate import evaluate
 from tasks.finetune import finetune
 from tasks.merge import merge
 from tasks.records import Models, UpdateRecord
-from tasks.refs import CheckpointRef, DatasetRef, ScoreRef
+from tasks.refs import CheckpointRef, DatasetRef, ScoreRef, TrackedFolder
 from tasks.register import register
 from tasks.represent import represent
 from tasks.versioning import version_dataset
@@ -54,77 +54,71 @@ def continual_update(
     settings = load_settings(Path(config), profile, overrides)
     torch.set_num_threads(settings.threads or len(os.sched_getaffinity(0)))
     stream = open_stream(settings, check_inputs(settings, take_in or []))
-    columns = [*settings.stream.learning_tasks, *settings.stream.unseen]
     last = len(settings.stream.learning_tasks)
-    parent_run = None
+    parent_run = registry.unfinished_stream_run(settings.stream.name, stream.key(last))
+    data_sets: dict[str, DatasetRef] = {}
     records: list[UpdateRecord] = []
     for position in range(1, last + 1):
         record = None if recompute else registered_update(stream, position)
         if record is None:
-            tags = {"recall.draft": str(bool(stream.inputs.draft_reasons)).lower()}
-            parent_run = parent_run or registry.stream_run(settings.stream.name, stream.key(last), tags)
-            record = update(stream, position, records, parent_run)
+            parent_run = parent_run or registry.start_stream_run(settings.stream.name, stream.key(last))
+            data_sets = data_sets or version_data_sets(stream)
+            record = update(stream, position, records, data_sets, parent_run)
         else:
             console.print(f"update {position}, {record.result.learning_task}: already version {record.result.version}")
         records.append(record)
-    return publish_outputs(
-        stream,
-        collect_result(stream, records),
-        {name: count_rows(settings.task_folder(name) / "test.jsonl") for name in columns},
-        parent_run,
-    )
+    records[-1] = with_unseen(stream, records, data_sets)
+    return publish_outputs(stream, collect_result(stream, records), parent_run)
 
 
-def update(stream: Stream, position: int, earlier: list[UpdateRecord], parent_run: str) -> UpdateRecord:
+def update(
+    stream: Stream, position: int, earlier: list[UpdateRecord], data_sets: dict[str, DatasetRef], parent_run: str
+) -> UpdateRecord:
     """Take in one learning task by RECALL, and by the baselines beside it; score and register."""
-    name = stream.settings.stream.learning_tasks[position - 1]
-    last = position == len(stream.settings.stream.learning_tasks)
-    unseen = stream.settings.stream.unseen
+    name, seen, unseen = stream.settings.stream.learning_tasks[position - 1], stream.seen(position), stream.unseen
     console.rule(f"update {position} of {len(stream.settings.stream.learning_tasks)}: {name}")
-    data_sets = version_data_sets(stream, position)
-    base_scores = score(stream, stream.base, "base", data_sets, [name, *(unseen if position == 1 else [])])
-    current = {method: earlier[-1].models[method].current if earlier else stream.base for method in stream.methods}
-    before = {
-        method: score(stream, model, f"{method} {position - 1}", data_sets, [name])[name].score
-        for method, model in current.items()
-    }
+    last = position == len(stream.settings.stream.learning_tasks)
+    bring_back(stream, earlier)
+    base = score(stream, stream.base, "base", data_sets, [name, *(unseen if position == 1 else [])])
+    before: dict[str, float] = {}
     models: dict[str, Models] = {}
     scores: dict[str, dict[str, ScoreRef]] = {}
     for method in stream.methods:
-        models[method] = learn(stream, method, current[method], data_sets[name], earlier)
-        columns = list(data_sets) if method == "recall" or last else stream.seen(position)
+        current = model_after(stream, method, earlier, data_sets)
+        before |= {method: score(stream, current, f"{method} {position - 1}", data_sets, [name])[name].score}
+        models[method] = learn(stream, method, current, data_sets[name], earlier)
+        columns = [*seen, *unseen] if method == "recall" or last else seen
         scores[method] = score(stream, models[method].current, f"{method} {position}", data_sets, columns)
-    expert = score(stream, models["recall"].expert, f"expert {name}", data_sets, [name])
+    expert = score(stream, models["recall"].expert, f"expert {name}", data_sets, [name])[name]
     record = UpdateRecord(
         key=stream.key(position),
+        model_key=stream.model_key(position),
         position=position,
-        result=update_result(stream, models["recall"], name, expert[name].score),
-        dataset=data_sets[name],
+        result=update_result(stream, models, name, expert.score, [expert, *scores["recall"].values()]),
         models=models,
         scores={method: values(found) for method, found in scores.items()},
-        base_scores=values(base_scores),
+        base_scores=values(base),
         before=before,
         draft=bool(stream.inputs.draft_reasons),
     )
     lineage, tags = lineage_of(stream, record, data_sets), version_tags(stream, record)
-    version = register(stream.settings.stream.name, position, parent_run, record, lineage, tags)
+    version = register(stream.store, stream.settings.stream.name, position, parent_run, record, lineage, tags)
     return record.model_copy(update={"result": record.result.model_copy(update={"version": version})})
 
 
-def version_data_sets(stream: Stream, position: int) -> dict[str, DatasetRef]:
-    """Stage 1, for every learning task seen up to this update, and for the unseen ones."""
+def version_data_sets(stream: Stream) -> dict[str, DatasetRef]:
+    """Stage 1, for every learning task and the unseen ones, before anything slow: later edits reach no update."""
     settings = stream.settings
     return {
         name: version_dataset(
             stream.store,
             name,
             name=name,
-            dvc_hash=stream.inputs.data_hashes[name],
+            tracked=TrackedFolder(fingerprint=stream.inputs.data_hashes[name], path=settings.task_folder(name)),
             spec=settings.learning_tasks[name],
-            folder=str(settings.task_folder(name)),
-            trained_on=name not in settings.stream.unseen,
+            trained_on=name not in stream.unseen,
         )
-        for name in [*stream.seen(position), *settings.stream.unseen]
+        for name in [*settings.stream.learning_tasks, *stream.unseen]
     }
 
 
@@ -137,40 +131,32 @@ def learn(
     from_base = settings.update.start_from == "base" and method != "sequential"
     start = stream.base if from_base else current
     expert = finetune(store, label, start=start, train=data_set.train, settings=settings.finetuning)
-    if method == "sequential" or (settings.update.start_from == "merged" and settings.update.pool == "current"):
+    if method == "sequential" or not settings.update.pool_has_experts:
         pool, names = [current, expert], ["current", data_set.learning_task]
     else:
         experts = [record.models[method].expert for record in earlier]
         pool = [stream.base, *experts, expert]
         names = ["base", *(record.result.learning_task for record in earlier), data_set.learning_task]
-    samples = None
-    if method == "recall":
-        samples = cluster(store, label, expert=expert, train=data_set.train, settings=settings.sampling)
-        representations = [
-            represent(store, f"{name}, {label}", model=model, samples=samples, settings=settings.representations)
-            for name, model in zip(names, pool, strict=True)
-        ]
-        weights = weigh(
-            store, label, pool=pool, names=names, representations=representations, settings=settings.weighting
-        )
-    else:
+    if method != "recall":
         weights = fixed_weights(store, label, pool=pool, names=names, rule=method)
+        return Models(current=merge(store, label, pool=pool, weights=weights), expert=expert, weights=weights)
+    samples = cluster(store, label, expert=expert, train=data_set.train, settings=settings.sampling)
+    representations = [
+        represent(store, f"{name}, {label}", model=model, samples=samples, settings=settings.representations)
+        for name, model in zip(names, pool, strict=True)
+    ]
+    weights = weigh(store, label, pool=pool, names=names, representations=representations, settings=settings.weighting)
     merged = merge(store, label, pool=pool, weights=weights)
-    return Models(current=merged, expert=expert, samples=samples, weights=weights)
+    return Models(current=merged, expert=expert, samples=samples, representations=representations, weights=weights)
 
 
 def score(
     stream: Stream, model: CheckpointRef, who: str, data_sets: dict[str, DatasetRef], columns: list[str]
 ) -> dict[str, ScoreRef]:
     """Stage 7: one model's scores on the test splits of `columns`."""
+    settings = stream.settings.evaluation
     return {
-        name: evaluate(
-            stream.store,
-            f"{who} on {name}",
-            model=model,
-            test=data_sets[name].test,
-            settings=stream.settings.evaluation,
-        )
+        name: evaluate(stream.store, f"{who} on {name}", model=model, test=data_sets[name].test, settings=settings)
         for name in columns
     }
 
@@ -178,3 +164,30 @@ def score(
 def values(scores: dict[str, ScoreRef]) -> dict[str, float]:
     """The bare scores."""
     return {name: found.score for name, found in scores.items()}
+
+
+def model_after(
+    stream: Stream, method: str, earlier: list[UpdateRecord], data_sets: dict[str, DatasetRef]
+) -> CheckpointRef:
+    """A method's model after the earlier updates; a baseline's, which no registry keeps, is made again if lost."""
+    current = earlier[-1].models[method].current if earlier else stream.base
+    if method == "recall" or stream.has(current):
+        return current
+    current = stream.base
+    for position, record in enumerate(earlier):
+        data_set = data_sets[record.result.learning_task]
+        current = learn(stream, method, current, data_set, earlier[:position]).current
+    return current
+
+
+def with_unseen(stream: Stream, records: list[UpdateRecord], data_sets: dict[str, DatasetRef]) -> UpdateRecord:
+    """The last record with the baselines' unseen scores, which it lacks where the stream once went on after it."""
+    record = records[-1]
+    missing = [method for method in stream.methods if not record.scores[method].keys() >= set(stream.unseen)]
+    added = {}
+    for method in missing:
+        data_sets = data_sets or version_data_sets(stream)
+        model = model_after(stream, method, records, data_sets)
+        scores = score(stream, model, f"{method} {record.position}", data_sets, stream.unseen)
+        added[method] = record.scores[method] | values(scores)
+    return record.model_copy(update={"scores": record.scores | added})

@@ -13,14 +13,17 @@ DEFAULTS = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     # A cold start of the embedded server on two cores takes longer than Prefect's 20 s.
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
-    "PREFECT_LOGGING_LEVEL": "WARNING",
+    # Errors are ours to say, in one sentence; --debug shows Prefect's log too.
+    "PREFECT_LOGGING_LEVEL": "CRITICAL",
     "MLFLOW_LOGGING_LEVEL": "ERROR",
     "TRANSFORMERS_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "false",
 }
 
 
-def set_defaults(store: Path) -> None:
+def set_defaults(store: Path, debug: bool = False) -> None:
     """Prefect's JSON results lie in the store, beside the artifacts that they refer to."""
+    if debug:
+        os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO")
     for name, value in (DEFAULTS | {"PREFECT_RESULTS_LOCAL_STORAGE_PATH": str(store.resolve() / "results")}).items():
         os.environ.setdefault(name, value)

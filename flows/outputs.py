@@ -9,6 +9,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from flows.stream_state import Stream
 from recall.continual_metrics import all_metrics
+from recall.learning_tasks import count_rows
 from recall.report import write_report
 from recall.results import StreamResult
 from recall.standings import headings, points, summary_rows
@@ -19,11 +20,10 @@ from tasks import registry
 REPORTS = Path("reports")
 
 
-def publish_outputs(
-    stream: Stream, result: StreamResult, test_rows: dict[str, int], parent_run: str | None
-) -> dict[str, Any]:
+def publish_outputs(stream: Stream, result: StreamResult, parent_run: str | None) -> dict[str, Any]:
     """Write `reports/`, and for new updates MLflow's parent run and Prefect's artifacts too; returns the JSON."""
     report = REPORTS / "report.html"
+    test_rows = {name: count_rows(stream.settings.task_folder(name) / "test.jsonl") for name in result.metrics}
     write_report(result, report, test_rows)
     write_metric_files(result, REPORTS)
     write_text(REPORTS / "result.json", result.model_dump_json(indent=1))

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from pydantic import BaseModel, ValidationError
+from transformers import AutoConfig, AutoModelForCausalLM
+
 from recall.checkpoints import check_checkpoint
 from recall.errors import BadInput
-from recall.learning_tasks import check_learning_task
-from recall.settings import Settings
+from recall.learning_tasks import TaskSpec, check_learning_task, json_lines
+from recall.settings import BaseModelSettings, Settings
 from tasks import data_versions, registry
 from tasks.store import Store
+
+BASE = "base_model"
 
 
 @dataclass(frozen=True)
@@ -24,52 +33,96 @@ class Inputs:
 
 
 def check_inputs(settings: Settings, take_in: list[str]) -> Inputs:
-    """Check the base model, every data set, the store and MLflow; take in the data sets named in `take_in`.
+    """Check the base model, every data set, the store and MLflow; if all is well, take in what `take_in` names.
 
     Raises:
         BadInput: anything that would make the run fail or mislead, in one sentence.
     """
     names = [*settings.stream.learning_tasks, *settings.stream.unseen]
+    folders = {BASE: settings.base_folder} | {name: settings.task_folder(name) for name in names}
     for name in take_in:
-        if name not in names:
-            raise BadInput(f"--take-in {name}: the stream has no such data set; it has {', '.join(names)}")
-    data_versions.ensure_present(settings.base_folder)
-    check_checkpoint(settings.base_folder)
-    for name in names:
-        folder = settings.task_folder(name)
+        if name not in folders:
+            raise BadInput(f"--take-in {name}: the stream has no such data set; it has {', '.join(folders)}")
+    for folder in folders.values():
         data_versions.ensure_present(folder)
-        check_learning_task(
-            name, folder, settings.learning_tasks[name], trained_on=name in settings.stream.learning_tasks
-        )
+    check_checkpoint(settings.base_folder)
+    _check_target_modules(settings)
+    for name in names:
+        trained_on = name in settings.stream.learning_tasks
+        check_learning_task(name, folders[name], settings.learning_tasks[name], trained_on)
     _check_samples(settings)
-    base_hash = _checked_hash(settings.base_folder, take_in=False)
-    data_hashes = {name: _checked_hash(settings.task_folder(name), take_in=name in take_in) for name in names}
+    for name, folder in folders.items():
+        if name not in take_in:
+            data_versions.check_clean(folder)
+            _check_prepared_with(settings, name, folder)
+    # These two make files, so they come after every other check.
+    Store(root=settings.store).check_writable()
+    registry.client()
+    for name in dict.fromkeys(take_in):
+        data_versions.take_in(folders[name])
+    hashes = {name: data_versions.tracked_hash(folder) for name, folder in folders.items()}
+    commit, reasons = _draft_reasons(folders)
+    return Inputs(hashes.pop(BASE), hashes, commit, reasons)
+
+
+def _draft_reasons(folders: dict[str, Path]) -> tuple[str | None, tuple[str, ...]]:
     commit, clean = data_versions.git_commit()
     reasons = []
     if commit is None or not clean:
         reasons.append("the Git tree has uncommitted changes" if commit else "there is no Git commit")
-    unpushed = [name for name in names if not data_versions.is_pushed(settings.task_folder(name))]
+    unpushed = data_versions.unpushed(list(folders.values()))
     if unpushed:
-        reasons.append(f"not pushed to the DVC remote: {', '.join(unpushed)}")
-    # Last, because these two make files.
-    Store(root=settings.store).check_writable()
-    registry.client()
-    return Inputs(base_hash, data_hashes, commit, tuple(reasons))
+        reasons.append(f"not pushed to the DVC remote: {', '.join(path.name for path in unpushed)}")
+    return commit, tuple(reasons)
 
 
-def _checked_hash(path: Path, take_in: bool) -> str:
-    if take_in:
-        data_versions.take_in(path)
-    data_versions.check_clean(path)
-    return data_versions.tracked_hash(path)
+def _check_prepared_with(settings: Settings, name: str, folder: Path) -> None:
+    """What a DVC stage made must come from the settings that are in force now, wherever these were changed."""
+    key, now = ("base_model", settings.base_model) if name == BASE else _task(settings, name)
+    recorded = data_versions.recorded_params(folder)
+    if key not in recorded:
+        return
+    try:
+        before: BaseModel | None = type(now).model_validate(recorded[key])
+    except ValidationError:
+        before = None
+    if before == now:
+        return
+    changed = [field for field in type(now).model_fields if getattr(before, field, None) != getattr(now, field)]
+    raise BadInput(
+        f"{folder} was prepared with another {' and '.join(f'{key}.{field}' for field in changed)} than the settings "
+        "have now; put them into params.yaml and run `dvc repro`, or set them back"
+    )
+
+
+def _task(settings: Settings, name: str) -> tuple[str, TaskSpec | BaseModelSettings]:
+    return f"learning_tasks.{name}", settings.learning_tasks[name]
+
+
+def _check_target_modules(settings: Settings) -> None:
+    """Put the adapter on a base model without weights: PEFT itself says whether the modules exist and can have one."""
+    wanted = settings.finetuning.lora.target_modules
+    if wanted == "all-linear":
+        return
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(settings.base_folder))
+        try:
+            inject_adapter_in_model(LoraConfig(r=1, target_modules=wanted), model)
+        except (ValueError, re.error) as error:
+            last = sorted({name.rpartition(".")[2] for name, part in model.named_modules() if hasattr(part, "weight")})
+            raise BadInput(
+                f"finetuning.lora.target_modules ({wanted!r}) cannot be used with the base model "
+                f"({' '.join(str(error).split())[:200]}); it has {', '.join(last)}"
+            ) from error
 
 
 def _check_samples(settings: Settings) -> None:
     for name in settings.stream.learning_tasks:
-        lines = (settings.task_folder(name) / "train.jsonl").read_text(encoding="utf-8").splitlines()
-        samples = min(len(lines), settings.sampling.candidates or len(lines))
+        lines = json_lines(settings.task_folder(name) / "train.jsonl")
+        prompts = len({json.loads(line)["prompt"] for line in lines})
+        samples = min(prompts, settings.sampling.candidates or prompts)
         if samples < settings.sampling.clusters:
             raise BadInput(
-                f"learning task {name} gives {samples} samples to choose from, fewer than sampling.clusters "
-                f"({settings.sampling.clusters}); lower that, or give more rows"
+                f"learning task {name} gives {samples} samples (different prompts) to choose from, fewer than "
+                f"sampling.clusters ({settings.sampling.clusters}); lower that, or give more rows"
             )

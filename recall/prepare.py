@@ -21,6 +21,8 @@ from recall.learning_tasks import SPLITS, Row, Split, TaskSpec, check_learning_t
 from recall.settings import Settings, load_settings
 from recall.sources import PypiSource, load_rows, parse_source
 
+TAKEN_IN = "taken_in.txt"
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one data stage; the exit code is 2 for bad input, 1 where the work failed."""
@@ -45,16 +47,34 @@ def _run(stage: str, name: str | None, settings: Settings) -> None:
         with new_folder(downloads) as folder:
             pypi.download(settings.data / "pypi.txt", folder)
     elif stage == "base_model":
+        if _kept(settings.base_folder):
+            return
         if not sys.stderr.isatty():
             os.environ.setdefault("TQDM_DISABLE", "1")  # read when transformers imports tqdm
         from recall.base_model import bring  # imports torch and transformers, which no other stage needs
 
         with new_folder(settings.base_folder) as folder:
             bring(settings.base_model, downloads, folder)
-    else:
+    elif not _kept(settings.task_folder(name or "")):
         if name not in settings.learning_tasks:
             raise BadInput(f"learning task {name} is not defined; params.yaml has {', '.join(settings.learning_tasks)}")
         prepare_task(name, settings.learning_tasks[name], downloads, settings.task_folder(name))
+
+
+def taken_in(data: Path) -> list[str]:
+    """What lies in the data folder and was taken in by hand: no stage makes it again while its name stands there."""
+    file = data / TAKEN_IN
+    return file.read_text(encoding="utf-8").split() if file.is_file() else []
+
+
+def _kept(folder: Path) -> bool:
+    if folder.name not in taken_in(folder.parent):
+        return False
+    undo = f"delete its line in {folder.parent / TAKEN_IN} to make it from its source again"
+    if not folder.is_dir():
+        raise BadInput(f"{folder} was taken in by hand and is not here; bring it with `dvc pull {folder}`, or {undo}")
+    print(f"{folder} was taken in by hand and stays as it is; {undo}", file=sys.stderr)
+    return True
 
 
 def prepare_task(name: str, spec: TaskSpec, downloads: Path, out: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 from sklearn.cluster import KMeans
+from threadpoolctl import threadpool_limits
 
 from recall.errors import BadInput
 
@@ -29,7 +30,9 @@ def typical_samples(representations_PE: np.ndarray, clusters: int, seed: int) ->
     if samples < clusters:
         raise BadInput(f"{samples} samples cannot form {clusters} clusters; lower sampling.clusters or give more rows")
     features_PE = representations_PE.astype(np.float64)
-    centroids_ME = KMeans(clusters, random_state=seed, n_init=4).fit(features_PE).cluster_centers_
+    # One thread: sums in another order could choose other samples on another machine.
+    with threadpool_limits(1):
+        centroids_ME = KMeans(clusters, random_state=seed, n_init=4).fit(features_PE).cluster_centers_
     chosen: list[int] = []
     for centroid_E in centroids_ME:
         distances_P = np.square(features_PE - centroid_E).sum(axis=1)

@@ -6,6 +6,7 @@ leaves the other stages' cached results valid.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,6 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from recall.errors import BadInput
 from recall.learning_tasks import TaskSpec
+
+# What else lies in the data folder.
+RESERVED_NAMES = ("base_model", "sources", "profiles")
+# Of PyTorch, NumPy and scikit-learn.
+SEEDS = 2**32
 
 
 class Frozen(BaseModel):
@@ -46,7 +52,7 @@ class FinetuningSettings(Frozen):
     )
     checkpoint_steps: int = Field(20, gt=0, description="optimiser steps between two checkpoints to resume from")
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=SEEDS)
 
 
 class SamplingSettings(Frozen):
@@ -58,7 +64,7 @@ class SamplingSettings(Frozen):
     )
     batch_size: int = Field(16, gt=0)
     max_tokens: int = Field(512, gt=0)
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=SEEDS)
 
 
 class RepresentationSettings(Frozen):
@@ -81,6 +87,11 @@ class UpdateSettings(Frozen):
 
     start_from: Literal["merged", "base"] = "merged"
     pool: Literal["current", "all"] = "current"
+
+    @property
+    def pool_has_experts(self) -> bool:
+        """Is the pool the base and every expert, rather than the current model and the newest expert?"""
+        return self.start_from == "base" or self.pool == "all"
 
 
 class EvaluationSettings(Frozen):
@@ -139,6 +150,18 @@ class Settings(Frozen):
     store: Path = Path(".store")
 
     @model_validator(mode="after")
+    def _task_names(self) -> Settings:
+        for name in self.learning_tasks:
+            if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
+                raise ValueError(
+                    f"learning_tasks.{name}: a name is made of small letters, digits, _ and -, and starts with neither "
+                    "of the last two; it names a folder"
+                )
+            if name in RESERVED_NAMES:
+                raise ValueError(f"learning_tasks.{name}: {', '.join(RESERVED_NAMES)} mean something else; rename it")
+        return self
+
+    @model_validator(mode="after")
     def _stream_names(self) -> Settings:
         for field in ("learning_tasks", "unseen"):
             names: list[str] = getattr(self.stream, field)
@@ -177,7 +200,10 @@ def load_settings(config: Path, profile: str | None = None, overrides: list[str]
         key, separator, text = override.partition("=")
         if not separator or not key:
             raise BadInput(f"--set {override}: expected key=value, for instance --set finetuning.epochs=3")
-        nested: Any = yaml.safe_load(text)
+        try:
+            nested: Any = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise BadInput(f"--set {override}: the value is not YAML ({_one_line(error)}); quote it") from error
         for part in reversed(key.split(".")):
             nested = {part: nested}
         values = _overlay(values, nested)
@@ -192,8 +218,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BadInput(f"{path} cannot be read ({error.strerror}); name the settings file with --config") from error
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path} is not UTF-8 ({_one_line(error)}); save it as UTF-8") from error
     except yaml.YAMLError as error:
-        raise BadInput(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        raise BadInput(f"{path} is not YAML: {_one_line(error)}") from error
     if not isinstance(values, dict):
         raise BadInput(f"{path} holds no settings; it must be a mapping with stream, base_model and learning_tasks")
     return values
@@ -205,6 +233,10 @@ def _overlay(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
         merged[key] = _overlay(merged[key], value) if both else value
     return merged
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _first_problem(error: ValidationError) -> str:

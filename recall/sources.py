@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from recall.embedded_tasks import EMBEDDED
 from recall.errors import BadInput, Failed
-from recall.learning_tasks import SPLITS, Row, Split, TaskSpec, answers
+from recall.learning_tasks import SPLITS, Row, Split, TaskSpec, answers, json_lines
 from recall.pypi import downloaded
 from recall.splits import SHARES, shuffled, split_of
 
@@ -197,7 +197,7 @@ def _records(file: Path) -> Iterator[dict[str, Any]]:
     """The records of a file, by its ending."""
     try:
         if file.suffix == ".jsonl":
-            for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+            for number, line in enumerate(json_lines(file), start=1):
                 yield _json_record(line, f"{file}, row {number}")
         elif file.suffix == ".csv":
             with file.open(encoding="utf-8", newline="") as lines:

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
+from recall.loaded_models import loaded
 from recall.representations import represent
 from recall.sampling import typical_samples
 from recall.settings import SamplingSettings
-from tasks.loaded import loaded
 from tasks.refs import CheckpointRef, SamplesRef, SplitRef
 from tasks.stage import Job, stage
 
@@ -19,7 +19,7 @@ from tasks.stage import Job, stage
 def cluster(job: Job, expert: CheckpointRef, train: SplitRef, settings: SamplingSettings) -> dict[str, Any]:
     """Choose the typical samples P by the expert's last-layer representations; targets are never used."""
     prompts = list(dict.fromkeys(row.prompt for row in train.read()))[: settings.candidates]
-    with loaded(expert, torch.float32) as (model, tokenizer):
+    with loaded(expert.checkpoint(), torch.float32) as (model, tokenizer):
         last_layer_PE = represent(
             model, tokenizer, prompts, settings, last_layer_only=True, what=f"clustering {job.label}"
         )[0]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import configparser
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path, PurePosixPath
@@ -17,6 +18,37 @@ from typing import Any
 import yaml
 
 from recall.errors import BadInput, Failed
+from recall.prepare import TAKEN_IN, taken_in
+
+
+def main() -> int:
+    """To be run before `dvc repro`, which makes edited outputs again without a word; exit code 2 where there is one."""
+    try:
+        check_stages()
+    except (BadInput, Failed) as error:
+        print(error, file=sys.stderr)
+        return 2 if isinstance(error, BadInput) else 1
+    return 0
+
+
+def check_stages(root: Path = Path()) -> None:
+    """Check that no final output of a DVC stage was edited by hand, and pull those taken in that are missing.
+
+    What other stages read (downloads, pinned by hash) is not checked: it is never taken in. Nor is what is missing.
+
+    Raises:
+        BadInput: an output differs from what `dvc.lock` tracks.
+        Failed: an output that was taken in is missing, and cannot be pulled.
+    """
+    root = repository(root)
+    stages = _lock(root).values()
+    read = {dependency["path"] for stage in stages for dependency in stage.get("deps", [])}
+    for stage in stages:
+        for path in (root / out["path"] for out in stage.get("outs", []) if out["path"] not in read):
+            if path.name in taken_in(path.parent):
+                ensure_present(path)
+            if path.exists():
+                check_clean(path)
 
 
 def tracked_hash(path: Path) -> str:
@@ -73,6 +105,9 @@ def check_clean(path: Path) -> str:
 def take_in(path: Path) -> str:
     """Record the working copy as the new tracked version, push it to the default remote, and return its hash.
 
+    A stage's output is put down in `taken_in.txt` beside it, so that its stage leaves it as it is from now on (DVC
+    cannot freeze the stages that a foreach makes).
+
     Raises:
         BadInput: there is no such file or folder, or no DVC repository.
         Failed: DVC refuses, or the remote cannot be reached.
@@ -81,6 +116,8 @@ def take_in(path: Path) -> str:
     target = _relative(root, path)
     known = any(out["path"] == target for stage in _lock(root).values() for out in stage.get("outs", []))
     _dvc(root, *(["commit", "--force"] if known else ["add"]), target)
+    if known:
+        _hold(path)
     if remote_url(root) is not None:
         _dvc(root, "push", target)
     return found
@@ -99,13 +136,25 @@ def ensure_present(path: Path) -> None:
         _dvc(root, "pull", _relative(root, path))
 
 
-def is_pushed(path: Path) -> bool:
-    """Does the default remote hold every file of the tracked version? False where there is no default remote."""
-    root, tracked, url = repository(path), tracked_hash(path), remote_url(path)
+def unpushed(paths: list[Path]) -> list[Path]:
+    """Those of `paths` whose tracked version the default remote lacks, wholly or in part; all if there is no remote."""
+    url = remote_url(paths[0]) if paths else None
     if url is None:
-        return False
-    if "://" in url:
-        return _dvc(root, "status", "--cloud", "--json", _relative(root, path)).strip() == "{}"
+        return list(paths)
+    if "://" not in url:
+        return [path for path in paths if not _holds(url, tracked_hash(path))]
+    # Seconds a call: one for all, and one each only where something is missing.
+    missing = _cloud_status(paths)
+    return [path for path in paths if _cloud_status([path])] if missing else []
+
+
+def _cloud_status(paths: list[Path]) -> dict[str, str]:
+    root = repository(paths[0])
+    found: dict[str, str] = json.loads(_dvc(root, "status", "--cloud", "--json", *(_relative(root, p) for p in paths)))
+    return found
+
+
+def _holds(url: str, tracked: str) -> bool:
     listing = _object(Path(url), tracked)
     if not tracked.endswith(".dir") or not listing.is_file():
         return listing.is_file()
@@ -155,6 +204,14 @@ def _tracked(path: Path) -> dict[str, Any] | None:
     if not found and file.is_file():
         found = _yaml(file).get("outs", [])
     return dict(found[0]) if found else None
+
+
+def _hold(path: Path) -> None:
+    file = path.parent / TAKEN_IN
+    partial = file.with_name(f".{TAKEN_IN}.partial")
+    names = sorted({*taken_in(path.parent), path.name})
+    partial.write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+    os.replace(partial, file)
 
 
 def _lock(root: Path) -> dict[str, Any]:
@@ -228,3 +285,7 @@ def _git(path: Path, *arguments: str) -> str | None:
     except FileNotFoundError:
         return None
     return done.stdout.strip() if done.returncode == 0 else None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -6,8 +6,8 @@ from typing import Any
 
 from recall import evaluation
 from recall.checkpoints import training_dtype
+from recall.loaded_models import loaded
 from recall.settings import EvaluationSettings
-from tasks.loaded import loaded
 from tasks.refs import CheckpointRef, ScoreRef, SplitRef
 from tasks.stage import Job, stage
 
@@ -15,7 +15,7 @@ from tasks.stage import Job, stage
 @stage(kind="scores", ref=ScoreRef)
 def evaluate(job: Job, model: CheckpointRef, test: SplitRef, settings: EvaluationSettings) -> dict[str, Any]:
     """Write `evaluation.json`: the score, and every row's own score for paired comparisons later."""
-    with loaded(model, training_dtype("auto")) as (network, tokenizer):
+    with loaded(model.checkpoint(), training_dtype("auto")) as (network, tokenizer):
         found = evaluation.evaluate(network, tokenizer, test.read(), test.spec, settings, f"evaluate {job.label}")
     (job.out / "evaluation.json").write_text(found.model_dump_json(indent=1), encoding="utf-8")
     return {"score": found.score, "metric": found.metric}

@@ -17,20 +17,28 @@ from pydantic import BaseModel
 from tasks.refs import Ref, digest
 
 
-def fingerprint(stage: str, module: str, inputs: dict[str, Any]) -> str:
+def fingerprint(stage: str, code: str, inputs: dict[str, Any]) -> str:
     """The fingerprint of DESIGN 4: never a path, a time or a setting that the stage does not read.
 
     Args:
         stage: the stage's name, so that two stages with equal inputs never collide.
-        module: the module that defines the stage; its source and all it imports from `recall` count.
+        code: `source_digest` of the module that defines the stage.
         inputs: references, settings models, plain JSON values, and lists of these.
     """
     values = {name: stable(value) for name, value in inputs.items()}
-    return digest({"stage": stage, "code": source_digest(module), "inputs": values})
+    return digest({"stage": stage, "code": code, "inputs": values})
 
 
 def source_digest(module: str) -> str:
-    """SHA-256 over the sources of `module` and of every `recall` module that it imports, directly or not."""
+    """SHA-256 over the sources of `module` and of every `recall` module that it imports, directly or not.
+
+    Taken once, when the code is imported: an edit while a run goes on must not be filed under the new code's key.
+    """
+    return digest({name: hashlib.sha256(source).hexdigest() for name, source in sources(module).items()})
+
+
+def sources(module: str) -> dict[str, bytes]:
+    """Name and source of `module` and of every `recall` module that it imports, directly or not."""
     seen: dict[str, bytes] = {}
     waiting = [module]
     while waiting:
@@ -38,7 +46,7 @@ def source_digest(module: str) -> str:
         if name not in seen:
             seen[name] = _source(name)
             waiting.extend(imported for imported in _imports(seen[name]) if imported.startswith("recall."))
-    return digest({name: hashlib.sha256(source).hexdigest() for name, source in seen.items()})
+    return seen
 
 
 @dataclass(kw_only=True)
@@ -46,11 +54,11 @@ class StageFingerprint(CachePolicy):
     """The cache key of a task that takes its inputs as `inputs`; Prefect's own policies miss helper edits."""
 
     stage: str
-    module: str
+    code: str
 
     def compute_key(self, task_ctx: Any, inputs: dict[str, Any], flow_parameters: dict[str, Any], **kwargs: Any) -> str:
         """See `fingerprint`."""
-        return fingerprint(self.stage, self.module, inputs["inputs"])
+        return fingerprint(self.stage, self.code, inputs["inputs"])
 
 
 def stable(value: Any) -> Any:

@@ -5,23 +5,25 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict
 
 from recall.results import UpdateResult
-from tasks.refs import CheckpointRef, DatasetRef, FinetunedRef, SamplesRef, WeightsRef
+from tasks.refs import CheckpointRef, FinetunedRef, RepresentationsRef, SamplesRef, WeightsRef
 
 
 class Models(BaseModel):
-    """Where one method's chain of models stands after an update."""
+    """What one method made in an update: `current` is its model afterwards."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     current: CheckpointRef
     expert: FinetunedRef
     samples: SamplesRef | None = None
+    representations: list[RepresentationsRef] = []
     weights: WeightsRef
 
 
 class UpdateRecord(BaseModel):
     """An update's result and artifacts; `update.json` in its MLflow run, so that another machine can go on from it.
 
+    `model_key` covers what can change the merged model, `key` what can change any score too.
     `scores[method][column]` is the method's row of R; `base_scores` are row 0 of the columns first needed here, and
     `before[method]` is the score on the new learning task before it was taken in.
     """
@@ -29,9 +31,9 @@ class UpdateRecord(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     key: str
+    model_key: str
     position: int
     result: UpdateResult
-    dataset: DatasetRef
     models: dict[str, Models]
     scores: dict[str, dict[str, float]]
     base_scores: dict[str, float]

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from recall.checkpoints import Checkpoint
-from recall.learning_tasks import Row, TaskSpec
+from recall.learning_tasks import Row, TaskSpec, json_lines
 
 
 def digest(value: Any) -> str:
@@ -58,7 +58,11 @@ class SplitRef(Ref):
 
     def read(self) -> list[Row]:
         """The rows, checked when the data set was versioned."""
-        return [Row.model_validate_json(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
+        return [Row.model_validate_json(line) for line in json_lines(self.path)]
+
+
+class TrackedFolder(Ref):
+    """A folder of the working copy; its fingerprint is the hash by which DVC tracks it."""
 
 
 class DatasetRef(ArtifactRef):
@@ -80,21 +84,15 @@ class DatasetRef(ArtifactRef):
         return moved.model_copy(update=splits)
 
 
-class CheckpointRef(Ref):
+class CheckpointRef(ArtifactRef):
     """A full model, or a LoRA adapter over `base`; the base model M_0 lies under DVC, all others in the store."""
 
-    kind: str
-    sha256: str
     base: CheckpointRef | None = None
 
     def at(self, root: Path) -> Ref:
         """See `Ref.at`."""
         moved = super().at(root)
-        return (
-            moved
-            if self.kind == "base_model"
-            else moved.model_copy(update={"path": root / self.kind / self.fingerprint})
-        )
+        return moved.model_copy(update={"path": self.path}) if self.kind == "base_model" else moved
 
     def checkpoint(self) -> Checkpoint:
         """What `recall` opens."""

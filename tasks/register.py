@@ -7,8 +7,15 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from recall.errors import BadInput, Failed
 from tasks import registry
 from tasks.records import UpdateRecord
+from tasks.store import Store
+
+
+def _may_pass(task: Any, run: Any, state: Any) -> bool:
+    """A server or a database may answer next time; bad input and a refusal of ours will not change."""
+    return not isinstance(state.result(raise_on_failure=False), BadInput | Failed)
 
 
 @task(
@@ -16,10 +23,17 @@ from tasks.records import UpdateRecord
     task_run_name="register: {stream} update {position}",
     cache_policy=NO_CACHE,
     retries=2,
+    retry_condition_fn=_may_pass,
     retry_delay_seconds=5,
 )
 def register(
-    stream: str, position: int, parent_run: str, record: UpdateRecord, lineage: dict[str, Any], tags: dict[str, str]
+    store: Store,
+    stream: str,
+    position: int,
+    parent_run: str,
+    record: UpdateRecord,
+    lineage: dict[str, Any],
+    tags: dict[str, str],
 ) -> str:
     """Returns the version; a server that is away for a moment is asked again, and nothing is registered twice."""
-    return registry.register_update(stream, parent_run, record, lineage, tags)
+    return registry.register_update(store, stream, parent_run, record, lineage, tags)

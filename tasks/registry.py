@@ -5,21 +5,28 @@ from __future__ import annotations
 import functools
 import json
 import os
-import tempfile
+import shutil
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from recall.errors import BadInput, Failed
 from tasks.records import UpdateRecord
-from tasks.refs import CheckpointRef, file_sha256
+from tasks.refs import ArtifactRef, digest, file_sha256
 from tasks.store import Store, seal
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion
 
 KEY = "recall.update_key"
-COMPLETE = "recall.complete"
+MODEL_KEY = "recall.model_key"
+SHA256 = "recall.weights_sha256"
+RUN = "recall.run_id"  # the run with the newest scores of a version
+STREAM_KEY = "recall.stream_key"
 
 
 @functools.cache
@@ -40,58 +47,70 @@ def client() -> MlflowClient:
         found = mlflow.MlflowClient()
         found.search_experiments(max_results=1)
     except (MlflowException, OSError) as error:
-        raise BadInput(
-            f"MLflow's store {uri} cannot be used ({_first_line(error)}); set MLFLOW_TRACKING_URI"
-        ) from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise BadInput(f"MLflow's store {uri} cannot be used ({reason}); set MLFLOW_TRACKING_URI") from error
     return found
 
 
 def find_update(stream: str, key: str) -> UpdateRecord | None:
-    """The record of the update that is registered under `key`, or None."""
-    version = _version_with(stream, {KEY: key, COMPLETE: "true"})
+    """The record of the update that is registered under `key`, or None.
+
+    Raises:
+        Failed: it is registered, and its record cannot be read.
+    """
+    version = _version_with(stream, {KEY: key})
     if version is None:
         return None
-    record = UpdateRecord.model_validate_json(_text_artifact(version.run_id, "update.json"))
-    return record.model_copy(
-        update={"result": record.result.model_copy(update={"version": str(version.version), "reused": True})}
-    )
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    try:
+        text = mlflow.artifacts.load_text(f"runs:/{version.tags[RUN]}/update.json")
+        record = UpdateRecord.model_validate_json(text)
+    except (MlflowException, OSError, ValidationError) as error:
+        raise Failed(
+            f"version {version.version} of {stream} is registered, but update.json of its run {version.tags[RUN]} "
+            "cannot be read; bring MLflow's artifacts back to where they were, or make the update again with --recompute"
+        ) from error
+    result = record.result.model_copy(update={"version": str(version.version), "reused": True})
+    return record.model_copy(update={"result": result})
 
 
-def stream_run(stream: str, key: str, tags: dict[str, str]) -> str:
-    """The id of the parent run of this stream run; one that a kill left unfinished is taken up again."""
-    experiment = _experiment(stream)
-    open_runs = client().search_runs(
-        [experiment], f"tags.`recall.stream_key` = '{key}' and attributes.status = 'RUNNING'", max_results=1
-    )
-    if open_runs:
-        return str(open_runs[0].info.run_id)
-    run = client().create_run(experiment, tags=tags | {"recall.stream_key": key}, run_name=f"stream {stream}")
+def unfinished_stream_run(stream: str, key: str) -> str | None:
+    """The parent run that a killed process left open, or None."""
+    runs = _runs_with(stream, {STREAM_KEY: key}, "RUNNING")
+    return str(runs[0].info.run_id) if runs else None
+
+
+def start_stream_run(stream: str, key: str) -> str:
+    """The id of a new parent run."""
+    run = client().create_run(_experiment(stream), tags={STREAM_KEY: key}, run_name=f"stream {stream}")
     return str(run.info.run_id)
 
 
 def register_update(
-    stream: str, parent_run: str, record: UpdateRecord, lineage: dict[str, Any], tags: dict[str, str]
+    store: Store, stream: str, parent_run: str, record: UpdateRecord, lineage: dict[str, Any], tags: dict[str, str]
 ) -> str:
     """Log one update as a nested run and register its merged model; returns the version.
 
-    A version with the same weights and the same lineage is found, not made again.
+    A version with the same weights and the same model key is found, not made again; it then points to the new run.
+    The update's key is set last, so what a killed process left is completed by the next.
     """
     merged = record.models["recall"].current
-    tags = tags | {KEY: record.key, "recall.weights_sha256": weights_sha256(merged.path)}
-    found = _version_with(stream, {name: tags[name] for name in (KEY, "recall.weights_sha256")})
-    if found is not None:
-        run_id, version = found.run_id, str(found.version)
-    else:
+    identity = {MODEL_KEY: record.model_key, SHA256: weights_sha256(store, merged)}
+    with store.lock(f"register-{stream}"):
         run_id = _nested_run(stream, parent_run, record)
         _log_files(run_id, record, lineage)
         _log_metrics(run_id, record)
         _log_data_sets(run_id, lineage)
-        version = _register_model(stream, run_id, merged, tags)
-    newest = max(int(other.version) for other in client().search_model_versions(f"name = '{stream}'"))
-    client().set_registered_model_alias(stream, "challenger", str(newest))
-    client().set_terminated(run_id, "FINISHED")
-    # A process that was killed before this line leaves a version that the next run finds and completes.
-    client().set_model_version_tag(stream, version, COMPLETE, "true")
+        found = _version_with(stream, identity)
+        version = str(found.version) if found else _register_model(stream, run_id, merged, identity)
+        for name, value in (tags | {RUN: run_id}).items():
+            client().set_model_version_tag(stream, version, name, value)
+        newest = max(int(other.version) for other in client().search_model_versions(f"name = '{stream}'"))
+        client().set_registered_model_alias(stream, "challenger", str(newest))
+        client().set_terminated(run_id, "FINISHED")
+        client().set_model_version_tag(stream, version, KEY, record.key)
     return version
 
 
@@ -105,43 +124,45 @@ def finish_stream_run(run_id: str, metrics: dict[str, float], files: list[Path])
     client().set_terminated(run_id, "FINISHED")
 
 
-def restore_merged(store: Store, stream: str, record: UpdateRecord) -> CheckpointRef:
-    """Bring a registered merged model back into the store, for a machine that does not have it.
+def restore(store: Store, stream: str, record: UpdateRecord, ref: ArtifactRef) -> None:
+    """Bring an update's merged model or expert back from MLflow into a store that does not have it.
 
     Raises:
-        Failed: what the registry holds is not what was registered.
+        Failed: what MLflow holds is not what was registered.
     """
     import mlflow
 
-    ref = record.models["recall"].current
     version = client().get_model_version(stream, record.result.version)
-    with store.lock(ref.fingerprint), store.publishing("merged", ref.fingerprint) as out:
-        with tempfile.TemporaryDirectory(dir=store.root) as temporary:
-            local = Path(mlflow.artifacts.download_artifacts(version.source, dst_path=temporary)) / "model"
-            for file in local.iterdir():
-                os.replace(file, out / file.name)
-        if weights_sha256(out) != version.tags["recall.weights_sha256"]:
-            raise Failed(f"version {version.version} of {stream}: the weights in the registry are not those registered")
-        origin = f"models:/{stream}/{version.version}"
-        manifest = {
-            "kind": "merged",
-            "fingerprint": ref.fingerprint,
-            "restored_from": origin,
-            "fields": {},
-            "seconds": 0.0,
-        }
-        seal(out, manifest)
-    return ref
+    is_expert = ref.kind == "experts"
+    origin = f"runs:/{version.tags[RUN]}/expert" if is_expert else version.source
+    work = store.work(f"restore-{ref.fingerprint}")
+    with store.lock(ref.fingerprint):
+        if store.damage(ref.kind, ref.fingerprint) is None:
+            return
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        local = Path(mlflow.artifacts.download_artifacts(origin, dst_path=str(work)))
+        with store.publishing(ref.kind, ref.fingerprint) as out:
+            for file in (local if is_expert else local / "model").iterdir():
+                if file.name != "manifest.json":
+                    os.replace(file, out / file.name)
+            fields = ref.model_dump(mode="json", exclude={"kind", "fingerprint", "path", "sha256"})
+            seal(out, {"kind": ref.kind, "fingerprint": ref.fingerprint, "restored_from": origin, "fields": fields})
+            if not is_expert and _files_sha256(out) != version.tags[SHA256]:
+                raise Failed(f"version {version.version} of {stream}: MLflow holds other weights than were registered")
+        shutil.rmtree(work)
 
 
-def weights_sha256(folder: Path) -> str:
-    """SHA-256 of the model's weights: of the one file, or of the list of the shards' digests."""
-    files = sorted(folder.glob("model*.safetensors"))
-    if len(files) == 1:
-        return file_sha256(files[0])
-    from tasks.refs import digest
+def weights_sha256(store: Store, merged: ArtifactRef) -> str:
+    """SHA-256 of a merged model's weights: of the one file, or of the list of the shards' digests."""
+    manifest = store.manifest(merged.kind, merged.fingerprint) or {"files": {}}
+    shards = {name: entry["sha256"] for name, entry in manifest["files"].items() if name.endswith(".safetensors")}
+    return next(iter(shards.values())) if len(shards) == 1 else digest(shards)
 
-    return digest({file.name: file_sha256(file) for file in files})
+
+def _files_sha256(folder: Path) -> str:
+    shards = {file.name: file_sha256(file) for file in sorted(folder.glob("*.safetensors"))}
+    return next(iter(shards.values())) if len(shards) == 1 else digest(shards)
 
 
 def _experiment(stream: str) -> str:
@@ -159,16 +180,23 @@ def _version_with(stream: str, tags: dict[str, str]) -> ModelVersion | None:
     return max(versions, key=lambda version: int(version.version)) if versions else None
 
 
+def _runs_with(stream: str, tags: dict[str, str], status: str | None = None) -> list[Run]:
+    experiment = client().get_experiment_by_name(stream)
+    if experiment is None:
+        return []
+    wanted = [f"tags.`{name}` = '{value}'" for name, value in tags.items()]
+    wanted += [f"attributes.status = '{status}'"] if status else []
+    return list(client().search_runs([experiment.experiment_id], " and ".join(wanted)))
+
+
 def _nested_run(stream: str, parent_run: str, record: UpdateRecord) -> str:
-    experiment = _experiment(stream)
-    started = client().search_runs(
-        [experiment], f"tags.`{KEY}` = '{record.key}' and attributes.status = 'RUNNING'", max_results=1
-    )
+    """The run of this update inside this stream run, whatever state a killed process left it in."""
+    tags = {"mlflow.parentRunId": parent_run, KEY: record.key}
+    started = _runs_with(stream, tags)
     if started:
         return str(started[0].info.run_id)
     name = f"update {record.position}: {record.result.learning_task}"
-    tags = {"mlflow.parentRunId": parent_run, KEY: record.key}
-    return str(client().create_run(experiment, tags=tags, run_name=name).info.run_id)
+    return str(client().create_run(_experiment(stream), tags=tags, run_name=name).info.run_id)
 
 
 def _log_files(run_id: str, record: UpdateRecord, lineage: dict[str, Any]) -> None:
@@ -182,36 +210,43 @@ def _log_files(run_id: str, record: UpdateRecord, lineage: dict[str, Any]) -> No
 
 
 def _log_metrics(run_id: str, record: UpdateRecord) -> None:
+    """Scores and times once; the loss by step, and weight and similarity by layer, which MLflow draws as curves."""
     from mlflow.entities import Metric, Param
 
-    now = _now_ms()
-    scores = {
-        f"{method}/{column}": score for method, columns in record.scores.items() for column, score in columns.items()
-    }
-    scores["expert/own"] = record.result.expert_score
-    scores |= {f"seconds/{stage}": seconds for stage, seconds in record.result.seconds.items()}
+    if client().get_run(run_id).data.metrics:
+        return
+    now, result = _now_ms(), record.result
+    values = {f"{method}/{name}": score for method, row in record.scores.items() for name, score in row.items()}
+    values["expert/own"] = result.expert_score
+    values |= {f"seconds/{stage}": seconds for stage, seconds in result.seconds.items()}
     training = json.loads((record.models["recall"].expert.path / "training.json").read_text(encoding="utf-8"))
-    metrics = [Metric(name, value, now, record.position) for name, value in scores.items()]
+    metrics = [Metric(name, value, now, record.position) for name, value in values.items()]
     metrics += [Metric("training/loss", loss, now, step) for step, loss in enumerate(training["losses"])]
-    params = [Param("learning_task", record.result.learning_task), Param("position", str(record.position))]
-    client().log_batch(run_id, metrics=metrics, params=params)
+    for curve, matrix in (("weight", result.merge.weights), ("similarity", result.merge.similarities)):
+        for layer, row in enumerate(matrix):
+            pairs = zip(result.merge.models, row, strict=True)
+            metrics += [Metric(f"{curve}/{model}", value, now, layer) for model, value in pairs]
+    params = [Param("learning_task", result.learning_task), Param("position", str(record.position))]
+    for start in range(0, len(metrics), 1000):
+        client().log_batch(run_id, metrics=metrics[start : start + 1000], params=params if start == 0 else ())
 
 
 def _log_data_sets(run_id: str, lineage: dict[str, Any]) -> None:
-    import mlflow
     from mlflow.data.meta_dataset import MetaDataset
+    from mlflow.entities import DatasetInput, InputTag
 
     from tasks.dvc_source import DvcSource
 
-    with mlflow.start_run(run_id=run_id):
-        for entry in lineage["data_sets"]:
-            source = DvcSource(entry["name"], entry["dvc_hash"], lineage["git_commit"])
-            data_set = MetaDataset(source, name=entry["name"], digest=entry["dvc_hash"][:36])
-            mlflow.log_input(data_set, context="training" if entry["trained_on"] else "evaluation")
-    client().update_run(run_id, status="RUNNING")
+    inputs = []
+    for entry in lineage["data_sets"]:
+        source = DvcSource(entry["path"], entry["dvc_hash"], lineage["git_commit"])
+        data_set = MetaDataset(source, name=entry["name"], digest=entry["dvc_hash"][:36])
+        context = "training" if entry["trained_on"] else "evaluation"
+        inputs.append(DatasetInput(data_set._to_mlflow_entity(), [InputTag("mlflow.data.context", context)]))
+    client().log_inputs(run_id, inputs)
 
 
-def _register_model(stream: str, run_id: str, merged: CheckpointRef, tags: dict[str, str]) -> str:
+def _register_model(stream: str, run_id: str, merged: ArtifactRef, tags: dict[str, str]) -> str:
     import mlflow
     import mlflow.transformers
     import torch
@@ -222,32 +257,16 @@ def _register_model(stream: str, run_id: str, merged: CheckpointRef, tags: dict[
     if ready:
         uri = ready[0].model_uri
     else:
+        versions = {"transformers": transformers.__version__, "torch": torch.__version__.split("+")[0]}
         with mlflow.start_run(run_id=run_id):
-            info = mlflow.transformers.log_model(
+            uri = mlflow.transformers.log_model(
                 str(merged.path),
                 name="model",
                 task="text-generation",
-                pip_requirements=[
-                    f"transformers=={transformers.__version__}",
-                    f"torch=={torch.__version__.split('+')[0]}",
-                ],
-            )
-        client().update_run(run_id, status="RUNNING")
-        uri = info.model_uri
+                pip_requirements=[f"{name}=={version}" for name, version in versions.items()],
+            ).model_uri
     return str(mlflow.register_model(uri, stream, tags=tags).version)
 
 
-def _text_artifact(run_id: str, name: str) -> str:
-    import mlflow
-
-    return str(mlflow.artifacts.load_text(f"runs:/{run_id}/{name}"))
-
-
 def _now_ms() -> int:
-    import time
-
     return int(time.time() * 1000)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

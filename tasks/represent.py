@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from recall import representations
+from recall.learning_tasks import json_lines
+from recall.loaded_models import loaded
 from recall.settings import RepresentationSettings
-from tasks.loaded import loaded
 from tasks.refs import CheckpointRef, RepresentationsRef, SamplesRef
 from tasks.stage import Job, stage
 
@@ -18,9 +19,8 @@ from tasks.stage import Job, stage
 @stage(kind="representations", ref=RepresentationsRef)
 def represent(job: Job, model: CheckpointRef, samples: SamplesRef, settings: RepresentationSettings) -> dict[str, Any]:
     """Write `representations.npy`, `(L, P, E)`; the forward pass runs in float32 whatever the weights' type."""
-    lines = (samples.path / "samples.jsonl").read_text(encoding="utf-8").splitlines()
-    prompts = [json.loads(line)["prompt"] for line in lines]
-    with loaded(model, torch.float32) as (network, tokenizer):
+    prompts = [json.loads(line)["prompt"] for line in json_lines(samples.path / "samples.jsonl")]
+    with loaded(model.checkpoint(), torch.float32) as (network, tokenizer):
         hidden_LPE = representations.represent(
             network, tokenizer, prompts, settings, what=f"representations {job.label}"
         )

@@ -17,7 +17,7 @@ from prefect.settings import PREFECT_RESULTS_LOCAL_STORAGE_PATH
 from pydantic import BaseModel
 
 from recall.progress import console
-from tasks.fingerprints import StageFingerprint, fingerprint, stable
+from tasks.fingerprints import StageFingerprint, fingerprint, source_digest, stable
 from tasks.refs import Ref
 from tasks.store import Store, seal
 
@@ -42,26 +42,27 @@ def stage(kind: str, ref: type[R]) -> Callable[[Callable[..., dict[str, Any]]], 
     """
 
     def decorate(body: Callable[..., dict[str, Any]]) -> Callable[..., R]:
-        name, module = body.__name__, body.__module__
+        name, code = body.__name__, source_digest(body.__module__)
 
         def make(store: Store, label: str, inputs: dict[str, Any]) -> R:
-            key = fingerprint(name, module, inputs)
+            key = fingerprint(name, code, inputs)
             with store.lock(key):
                 if store.damage(kind, key) is not None:
                     _publish(store, kind, key, label, body, inputs)
+                shutil.rmtree(store.work(key), ignore_errors=True)
             return _read_ref(store, kind, key, ref)
 
         task = Task(
             make,
             name=name,
-            cache_policy=StageFingerprint(stage=name, module=module),
+            cache_policy=StageFingerprint(stage=name, code=code),
             persist_result=True,
             result_serializer="json",
         )
 
         @functools.wraps(body)
         def call(store: Store, label: str, **inputs: Any) -> R:
-            key = fingerprint(name, module, inputs)
+            key = fingerprint(name, code, inputs)
             damage = store.damage(kind, key)
             if damage and (store.folder(kind, key).exists() or _known_to_prefect(key)):
                 console.print(f"[yellow]warning[/]: {damage}; {name} {label} is made again", highlight=False)
@@ -96,7 +97,6 @@ def _publish(
             "seconds": round(time.monotonic() - started, 3),
         }
         seal(out, manifest)
-    shutil.rmtree(work)
 
 
 def _read_ref(store: Store, kind: str, key: str, ref: type[R]) -> R:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ from recall.errors import BadInput, Failed
 from tasks.refs import digest, file_sha256
 
 MANIFEST = "manifest.json"
+NOT_WRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
 
 class Store(BaseModel):
@@ -108,7 +110,9 @@ class Store(BaseModel):
                 for left_over in target.parent.glob(f".{fingerprint}.*"):
                     shutil.rmtree(left_over, ignore_errors=True)
         except OSError as error:
-            raise Failed(f"{kind} cannot be written to the store {self.root}: {error.strerror or error}") from error
+            if error.errno not in NOT_WRITABLE:
+                raise
+            raise Failed(f"{kind} cannot be written to the store {self.root}: {error.strerror}") from error
 
 
 def seal(folder: Path, manifest: dict[str, Any]) -> str:

@@ -6,27 +6,25 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from recall.errors import BadInput
 from recall.learning_tasks import SPLITS, Split, TaskSpec, check_learning_task, read_rows
-from tasks.refs import CheckpointRef, DatasetRef, digest, file_sha256
+from tasks.data_versions import working_hash
+from tasks.refs import CheckpointRef, DatasetRef, TrackedFolder, digest, file_sha256
 from tasks.stage import Job, stage
 
 
 @stage(kind="datasets", ref=DatasetRef)
-def version_dataset(
-    job: Job, name: str, dvc_hash: str, spec: TaskSpec, folder: str, trained_on: bool
-) -> dict[str, Any]:
-    """Take in the data set that DVC tracks as `dvc_hash`; later edits of the working copy reach no stage."""
-    source = Path(folder)
-    check_learning_task(name, source, spec, trained_on)
-    splits = {}
-    for split in SPLITS:
-        if (source / f"{split}.jsonl").is_file():
-            shutil.copyfile(source / f"{split}.jsonl", job.out / f"{split}.jsonl")
-            splits[split] = _split(name, split, job.out, spec)
+def version_dataset(job: Job, name: str, tracked: TrackedFolder, spec: TaskSpec, trained_on: bool) -> dict[str, Any]:
+    """Take in the data set that DVC tracks; later edits of the working copy reach no stage."""
+    shutil.copytree(tracked.path, job.out, dirs_exist_ok=True)
+    if working_hash(job.out) != tracked.fingerprint:
+        raise BadInput(f"{tracked.path} was changed while the run began; undo that, or run again with --take-in {name}")
+    check_learning_task(name, job.out, spec, trained_on)
+    splits = {split: _split(name, split, job.out, spec) for split in SPLITS if (job.out / f"{split}.jsonl").is_file()}
     return {
         "learning_task": name,
-        "dvc_hash": dvc_hash,
-        "train": splits.get("train") if trained_on else None,
+        "dvc_hash": tracked.fingerprint,
+        "train": splits["train"] if trained_on else None,
         "test": splits["test"],
     }
 

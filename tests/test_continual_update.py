@@ -1,6 +1,7 @@
 """The whole flow with a tiny model: real Prefect, MLflow, DVC and Git underneath, and the command as people run it."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,6 @@ from prefect.artifacts import Artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.sorting import FlowRunSort, TaskRunSort
-from safetensors.torch import load_file
 
 STAGES = ["version_dataset", "finetune", "cluster", "represent", "weigh", "merge", "evaluate"]
 
@@ -153,15 +153,59 @@ def test_recompute_goes_through_every_stage_from_the_cache_and_registers_nothing
     assert result["methods"] == finished.result["methods"]
 
 
-def test_a_lost_store_is_brought_back_from_the_registry_where_an_update_needs_it(finished):
-    """The registry, not a local file, says where the stream stands."""
-    (version,) = [v for v in versions(finished) if v.tags["recall.position"] == "3"]
-    lost = finished.folder / ".store" / "merged" / version.tags["recall.merged_fingerprint"]
-    before = load_file(lost / "model.safetensors")
-    (lost / "model.safetensors").unlink()
-    finished.recall("run")
-    after = load_file(lost / "model.safetensors")
-    assert all((after[name] == before[name]).all() for name in before)
+def test_another_machine_goes_on_from_the_registry(new_project):
+    """The registry, not a local file, says where the stream stands: the store is lost, and a learning task is new."""
+    project = new_project("elsewhere")
+    project.params(lambda values: values["stream"].update(learning_tasks=["names", "reviews"]))
+    project.commit("two learning tasks")
+    project.run()
+    made = project.artifacts("merged")
+    shutil.rmtree(project.folder / ".store")
+    assert project.run()["updates"][1]["reused"], "nothing is new, so nothing is needed"
+
+    project.params(lambda values: values["stream"].update(learning_tasks=["names", "reviews", "countries"]))
+    project.commit("a third")
+    grown = project.run()
+    assert [update["reused"] for update in grown["updates"]] == [True, True, False]
+    (second,) = [version for version in versions(project) if version.tags["recall.position"] == "2"]
+    restored = second.tags["recall.merged_fingerprint"]
+    manifest = project.folder / ".store" / "merged" / restored / "manifest.json"
+    assert restored in made
+    assert json.loads(manifest.read_text())["restored_from"].startswith("models:/")
+
+
+def test_a_draft_becomes_a_version_in_its_own_right_once_all_is_committed(new_project):
+    project = new_project("draft")
+    project.params(lambda values: values["stream"].update(learning_tasks=["names"], unseen=[]))
+    assert project.run()["draft"], "params.yaml is not committed"
+    assert project.run()["draft"]
+    made = project.artifacts("experts")
+    project.commit("one learning task")
+    assert not project.run()["draft"]
+    (version,) = versions(project)
+    assert version.tags["recall.draft"] == "false"
+    assert version.tags["recall.git_commit"] == project.head()
+    assert project.artifacts("experts") == made
+
+
+def test_a_stream_may_shrink_again_and_its_unseen_tasks_change_without_a_new_version(finished):
+    shorter = finished.run("--set", "stream.learning_tasks=[names, reviews]")
+    assert shorter["methods"]["average"]["scores"]["films"] is not None
+    other = finished.run("--set", "stream.unseen=[films]")
+    assert other["version"] == "3"
+    assert len(versions(finished)) == 3
+
+
+def test_a_failure_in_a_stage_is_one_sentence(new_project):
+    """A disk that is full when the expert is written: no traceback, exit code 1, and the next run goes on."""
+    project = new_project("failing")
+    script = Path(__file__).parent / "fill_disk.py"
+    done = project.python(script, "run", expect=1)
+    assert "Traceback" not in done.stderr
+    assert "recall: experts cannot be written to the store" in done.stderr
+    assert "No space left on device" in done.stderr
+    assert not project.artifacts("experts")
+    project.run()
 
 
 def test_a_stream_grows_and_its_data_changes(new_project):

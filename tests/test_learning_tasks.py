@@ -9,7 +9,17 @@ import pytest
 from pydantic import ValidationError
 
 from recall.errors import BadInput
-from recall.learning_tasks import METRICS_OF_KIND, SPLITS, Row, TaskSpec, answers, check_learning_task, read_rows
+from recall.learning_tasks import (
+    METRICS_OF_KIND,
+    SPLITS,
+    Row,
+    TaskSpec,
+    answers,
+    check_learning_task,
+    count_rows,
+    json_lines,
+    read_rows,
+)
 from recall.settings import load_settings
 
 PROJECT = Path(__file__).parents[1]
@@ -132,3 +142,14 @@ def test_no_learning_task_trains_on_a_name_that_another_one_tests() -> None:
         for split, found in ids.items():
             found |= {row.id for row in read_rows(folder / f"{split}.jsonl", SHIPPED.learning_tasks[name])}
     assert not ids["train"] & ids["test"]
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x0b"])
+def test_a_row_ends_at_a_line_feed_and_nowhere_else(tmp_path: Path, separator: str) -> None:
+    first = Row(id="1", prompt=f"Review{separator}1", target="positive")
+    file = tmp_path / "train.jsonl"
+    file.write_text(json.dumps(first.model_dump(), ensure_ascii=False) + "\r\n" + json.dumps(row(2)), encoding="utf-8")
+    assert read_rows(file, SENTIMENT)[0] == first
+    assert count_rows(file) == len(json_lines(file)) == 2
+    file.write_text("")
+    assert json_lines(file) == []

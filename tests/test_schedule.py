@@ -84,4 +84,7 @@ def test_the_weekly_update_is_scheduled(server):
     deployments = httpx.post(server["PREFECT_API_URL"] + "/deployments/filter", json={}).json()
     (deployment,) = deployments
     assert deployment["entrypoint"] == "flows/continual_update.py:continual_update"
-    assert deployment["concurrency_limit"] == 1 or deployment["global_concurrency_limit"]["limit"] == 1
+    assert deployment["global_concurrency_limit"]["limit"] == 1
+    assert deployment["concurrency_options"]["collision_strategy"] == "ENQUEUE"
+    results = deployment["job_variables"]["env"]["PREFECT_RESULTS_LOCAL_STORAGE_PATH"]
+    assert results == f"{PROJECT}/.store/results"

@@ -59,6 +59,7 @@ def test_the_shipped_stream_has_three_kinds_and_sources_that_exist() -> None:
 def test_every_shipped_profile_loads(profile: Path) -> None:
     settings = load_settings(SHIPPED, profile.stem)
     assert settings.base_model.hub is not None
+    assert settings.data == Path("data/profiles") / profile.stem
     for name in [*settings.stream.learning_tasks, *settings.stream.unseen]:
         assert settings.learning_tasks[name].source
 
@@ -101,6 +102,16 @@ def test_settings_are_immutable(tmp_path: Path) -> None:
         (changed("learning_tasks.one.metric", "chrf"), "metric chrf does not fit classification"),
         (changed("learning_tasks.one.labels", ["a"]), "at least two different labels"),
         (changed("weighting", {"sigma": 0}), "weighting.sigma"),
+        (changed("learning_tasks", {"One": TASK}), "learning_tasks.One: a name is made of small letters"),
+        (changed("learning_tasks", {"../one": TASK}), "learning_tasks.../one: a name is made of small letters"),
+        (
+            changed("learning_tasks", {"base_model": TASK}),
+            "learning_tasks.base_model: base_model, sources, profiles mean",
+        ),
+        (changed("learning_tasks", {"sources": TASK}), "mean something else; rename it"),
+        (changed("sampling", {"seed": -1}), "sampling.seed Input should be greater than or equal to 0"),
+        (changed("finetuning", {"seed": -1}), "finetuning.seed Input should be greater than or equal to 0"),
+        (changed("finetuning", {"seed": 2**32}), "finetuning.seed Input should be less than 4294967296"),
         ("a: [", "is not YAML"),
         ("- a", "holds no settings"),
     ],
@@ -121,3 +132,14 @@ def test_a_missing_file_says_how_to_name_another(tmp_path: Path) -> None:
 def test_an_override_without_a_key_or_value_is_refused(tmp_path: Path, override: str) -> None:
     with pytest.raises(BadInput, match="expected key=value"):
         load(tmp_path, MINIMAL, overrides=[override])
+
+
+def test_an_override_that_is_not_yaml_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"--set a=\[: the value is not YAML"):
+        load(tmp_path, MINIMAL, overrides=["a=["])
+
+
+def test_a_file_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_bytes("stream: Größe".encode("latin-1"))
+    with pytest.raises(BadInput, match="is not UTF-8"):
+        load_settings(tmp_path / "params.yaml")

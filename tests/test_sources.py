@@ -226,3 +226,40 @@ def test_the_command_prepares_a_learning_task_and_reports_bad_input_with_exit_co
         assert prepare.main([*arguments, "--config", str(config)]) == 2
         assert message in capsys.readouterr().err
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["reviews"]
+
+
+def test_a_line_separator_inside_a_record_is_text(tmp_path: Path) -> None:
+    file = tmp_path / "reviews.jsonl"
+    records = [{"text": f"thing\u2028{number}", "stars": "15"[number % 2]} for number in range(60)]
+    file.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
+    rows = load_rows("reviews", spec({"path": str(file), **TEMPLATES}), tmp_path)
+    assert {row.prompt for split in SPLITS for row in rows[split]} == {
+        f"Review: {record['text']}\nSentiment:" for record in records
+    }
+
+
+@pytest.mark.parametrize("arguments", [["task", "reviews"], ["base_model"]])
+def test_what_was_taken_in_by_hand_is_not_made_again(
+    tmp_path: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, data = tmp_path / "model", tmp_path / "data"
+    source.mkdir()
+    (source / "config.json").write_text("{}")
+    settings = {
+        "stream": {"name": "s", "learning_tasks": ["reviews"]},
+        "base_model": {"folder": str(source)},
+        "learning_tasks": {"reviews": spec({"path": str(reviews(tmp_path, ".csv")), **TEMPLATES}).model_dump()},
+        "data": str(data),
+    }
+    config = tmp_path / "params.yaml"
+    config.write_text(json.dumps(settings))
+    made = data / arguments[-1]
+    made.mkdir(parents=True)
+    (made / "mine.txt").write_text("by hand")
+    (data / "taken_in.txt").write_text(f"{made.name}\n")
+    assert prepare.main([*arguments, "--config", str(config)]) == 0
+    assert [file.name for file in made.iterdir()] == ["mine.txt"]
+    shutil.rmtree(made)
+    assert prepare.main([*arguments, "--config", str(config)]) == 2
+    assert "bring it with `dvc pull" in capsys.readouterr().err
+    assert not made.exists()
