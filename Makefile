@@ -28,7 +28,7 @@ $(READY): pyproject.toml constraints.txt
 
 data: setup
 	python -m tasks.data_versions
-	dvc repro --quiet
+	dvc repro
 	dvc push --quiet
 
 lint: setup

@@ -14,8 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from recall.checkpoints import check_checkpoint
 from recall.errors import BadInput
-from recall.learning_tasks import TaskSpec, check_learning_task, json_lines
-from recall.settings import BaseModelSettings, Settings
+from recall.learning_tasks import check_learning_task, json_lines
+from recall.settings import Settings
 from tasks import data_versions, registry
 from tasks.store import Store
 
@@ -78,7 +78,8 @@ def _draft_reasons(folders: dict[str, Path]) -> tuple[str | None, tuple[str, ...
 
 def _check_prepared_with(settings: Settings, name: str, folder: Path) -> None:
     """What a DVC stage made must come from the settings that are in force now, wherever these were changed."""
-    key, now = ("base_model", settings.base_model) if name == BASE else _task(settings, name)
+    key = BASE if name == BASE else f"learning_tasks.{name}"
+    now: BaseModel = settings.base_model if name == BASE else settings.learning_tasks[name]
     recorded = data_versions.recorded_params(folder)
     if key not in recorded:
         return
@@ -86,17 +87,12 @@ def _check_prepared_with(settings: Settings, name: str, folder: Path) -> None:
         before: BaseModel | None = type(now).model_validate(recorded[key])
     except ValidationError:
         before = None
-    if before == now:
-        return
     changed = [field for field in type(now).model_fields if getattr(before, field, None) != getattr(now, field)]
-    raise BadInput(
-        f"{folder} was prepared with another {' and '.join(f'{key}.{field}' for field in changed)} than the settings "
-        "have now; put them into params.yaml and run `dvc repro`, or set them back"
-    )
-
-
-def _task(settings: Settings, name: str) -> tuple[str, TaskSpec | BaseModelSettings]:
-    return f"learning_tasks.{name}", settings.learning_tasks[name]
+    if changed:
+        raise BadInput(
+            f"{folder} was prepared with another {' and '.join(f'{key}.{field}' for field in changed)} than the "
+            "settings have now; put them into params.yaml and run `dvc repro`, or set them back"
+        )
 
 
 def _check_target_modules(settings: Settings) -> None:

@@ -17,15 +17,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from recall.layers import blocks, find_layers
 from recall.progress import track
-from recall.settings import RepresentationSettings
 
 
 def represent(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
-    settings: RepresentationSettings,
     *,
+    batch_size: int,
+    max_tokens: int,
     last_layer_only: bool = False,
     what: str = "representations",
 ) -> np.ndarray:
@@ -36,15 +36,15 @@ def represent(
     The sums run in float32; run the model in float32 too where the third digit of a similarity matters.
 
     Args:
-        prompts: P texts; one longer than `settings.max_tokens` loses its beginning.
+        prompts: P texts; one longer than `max_tokens` loses its beginning.
         last_layer_only: pool only what leaves the last block, for clustering.
 
     Returns:
         float32 array, `(L, P, E)`, or `(1, P, E)` with `last_layer_only`.
     """
-    tokens = [tokenizer(prompt).input_ids[-settings.max_tokens :] for prompt in prompts]
+    tokens = [tokenizer(prompt).input_ids[-max_tokens:] for prompt in prompts]
     order = sorted(range(len(tokens)), key=lambda index: len(tokens[index]))
-    batches = [order[start : start + settings.batch_size] for start in range(0, len(order), settings.batch_size)]
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     pooled: list[Tensor] = [torch.empty(0)] * len(prompts)
     for batch in track(batches, what, total=len(batches)):
         means_LBE = _pooled_batch(model, [tokens[index] for index in batch], last_layer_only)

@@ -21,7 +21,13 @@ def cluster(job: Job, expert: CheckpointRef, train: SplitRef, settings: Sampling
     prompts = list(dict.fromkeys(row.prompt for row in train.read()))[: settings.candidates]
     with loaded(expert.checkpoint(), torch.float32) as (model, tokenizer):
         last_layer_PE = represent(
-            model, tokenizer, prompts, settings, last_layer_only=True, what=f"clustering {job.label}"
+            model,
+            tokenizer,
+            prompts,
+            batch_size=settings.batch_size,
+            max_tokens=settings.max_tokens,
+            last_layer_only=True,
+            what=f"cluster {job.label}",
         )[0]
     chosen = typical_samples(last_layer_PE, settings.clusters, settings.seed)
     lines = [json.dumps({"prompt": prompts[index]}, ensure_ascii=False) for index in chosen]

@@ -44,7 +44,9 @@ def check_stages(root: Path = Path()) -> None:
     stages = _lock(root).values()
     read = {dependency["path"] for stage in stages for dependency in stage.get("deps", [])}
     for stage in stages:
-        for path in (root / out["path"] for out in stage.get("outs", []) if out["path"] not in read):
+        for path in (
+            Path(os.path.relpath(root / out["path"])) for out in stage.get("outs", []) if out["path"] not in read
+        ):
             if path.name in taken_in(path.parent):
                 ensure_present(path)
             if path.exists():
@@ -114,10 +116,14 @@ def take_in(path: Path) -> str:
     """
     root, found = repository(path), working_hash(path)
     target = _relative(root, path)
-    known = any(out["path"] == target for stage in _lock(root).values() for out in stage.get("outs", []))
-    _dvc(root, *(["commit", "--force"] if known else ["add"]), target)
-    if known:
+    stages = [stage for stage in _lock(root).values() if target in [out["path"] for out in stage.get("outs", [])]]
+    if stages:
+        for dependency in stages[0].get("deps", []):
+            ensure_present(root / dependency["path"])  # `dvc commit` hashes them too
+        _dvc(root, "commit", "--force", target)
         _hold(path)
+    else:
+        _dvc(root, "add", target)
     if remote_url(root) is not None:
         _dvc(root, "push", target)
     return found

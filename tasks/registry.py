@@ -70,7 +70,7 @@ def find_update(stream: str, key: str) -> UpdateRecord | None:
     except (MlflowException, OSError, ValidationError) as error:
         raise Failed(
             f"version {version.version} of {stream} is registered, but update.json of its run {version.tags[RUN]} "
-            "cannot be read; bring MLflow's artifacts back to where they were, or make the update again with --recompute"
+            "cannot be read; bring MLflow's artifacts back to where they were, or make it again with --recompute"
         ) from error
     result = record.result.model_copy(update={"version": str(version.version), "reused": True})
     return record.model_copy(update={"result": result})
@@ -132,7 +132,7 @@ def restore(store: Store, stream: str, record: UpdateRecord, ref: ArtifactRef) -
     """
     import mlflow
 
-    version = client().get_model_version(stream, record.result.version)
+    version = client().get_model_version(stream, str(record.result.version))
     is_expert = ref.kind == "experts"
     origin = f"runs:/{version.tags[RUN]}/expert" if is_expert else version.source
     work = store.work(f"restore-{ref.fingerprint}")
@@ -240,7 +240,7 @@ def _log_data_sets(run_id: str, lineage: dict[str, Any]) -> None:
     inputs = []
     for entry in lineage["data_sets"]:
         source = DvcSource(entry["path"], entry["dvc_hash"], lineage["git_commit"])
-        data_set = MetaDataset(source, name=entry["name"], digest=entry["dvc_hash"][:36])
+        data_set = MetaDataset(source, name=entry["name"], digest=entry["dvc_hash"][:36])  # type: ignore[abstract]
         context = "training" if entry["trained_on"] else "evaluation"
         inputs.append(DatasetInput(data_set._to_mlflow_entity(), [InputTag("mlflow.data.context", context)]))
     client().log_inputs(run_id, inputs)

@@ -22,7 +22,12 @@ def represent(job: Job, model: CheckpointRef, samples: SamplesRef, settings: Rep
     prompts = [json.loads(line)["prompt"] for line in json_lines(samples.path / "samples.jsonl")]
     with loaded(model.checkpoint(), torch.float32) as (network, tokenizer):
         hidden_LPE = representations.represent(
-            network, tokenizer, prompts, settings, what=f"representations {job.label}"
+            network,
+            tokenizer,
+            prompts,
+            batch_size=settings.batch_size,
+            max_tokens=settings.max_tokens,
+            what=f"represent {job.label}",
         )
     np.save(job.out / "representations.npy", hidden_LPE, allow_pickle=False)
     return {"layers": len(hidden_LPE)}

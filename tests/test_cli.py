@@ -6,11 +6,13 @@ import shutil
 import pytest
 import torch
 import yaml
-from project import make_project
+from project import Project, make_project
 from typer.testing import CliRunner
 
 from flows.cli import app
-from tasks import registry
+from flows.preflight import check_inputs
+from recall.settings import load_settings
+from tasks import data_versions, registry
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +73,9 @@ def rewrite(folder, name, split, edit):
         (["learning_tasks", "reviews", "labels"], ["good"], "needs at least two different labels"),
         (["learning_tasks", "names", "metric"], "accuracy", "metric accuracy does not fit translation"),
         (["base_model", "hub"], "some/model", "give exactly one of pypi, hub and folder"),
+        (["learning_tasks", "base_model"], {"kind": "translation"}, "learning_tasks.base_model"),
+        (["sampling", "seed"], -1, "sampling.seed"),
+        (["finetuning", "seed"], 2**32, "finetuning.seed"),
     ],
 )
 def test_a_bad_setting(folder, path, to, words):
@@ -86,6 +91,32 @@ def test_a_missing_settings_file(folder):
 
 def test_a_bad_override(folder):
     assert "expected key=value" in refused(folder, "--set", "finetuning.epochs")
+
+
+def test_an_override_that_is_no_yaml(folder):
+    assert "--set a=[: the value is not YAML" in refused(folder, "--set", "a=[")
+
+
+def test_a_settings_file_that_is_not_utf8(folder):
+    (folder / "params.yaml").write_bytes(b"stream: Gr\xf6\xdfe")
+    assert "params.yaml is not UTF-8" in refused(folder)
+
+
+@pytest.mark.parametrize(
+    ("modules", "found"),
+    [("[no_such_module]", "no_such_module"), ("q_proj", "q_proj"), ("'(q_proj'", "(q_proj"), ("[mlp]", "mlp")],
+)
+def test_target_modules_that_the_base_model_lacks_or_that_cannot_have_an_adapter(folder, modules, found):
+    sentence = refused(folder, "--set", f"finetuning.lora.target_modules={modules}")
+    assert "finetuning.lora.target_modules" in sentence
+    assert found in sentence
+    assert "it has down_proj, embed_tokens" in sentence
+
+
+@pytest.mark.parametrize("modules", ["[q_proj, v_proj]", "'.*self_attn.*_proj'"])
+def test_target_modules_as_peft_reads_them(folder, modules):
+    settings = load_settings(folder / "params.yaml", overrides=[f"finetuning.lora.target_modules={modules}"])
+    assert check_inputs(settings, []).draft_reasons == ()
 
 
 def test_a_row_that_is_no_json(folder):
@@ -104,7 +135,11 @@ def test_a_row_that_is_no_json(folder):
             "row 1: target 'mediocre' is not one of bad, good",
         ),
         (lambda rows: [row for row in rows if row["target"] == "good"], "every training row has the label 'good'"),
-        (lambda rows: rows[:4], "4 samples to choose from, fewer than sampling.clusters (5)"),
+        (lambda rows: rows[:4], "4 samples (different prompts) to choose from, fewer than sampling.clusters (5)"),
+        (
+            lambda rows: [row | {"prompt": f"Review {i % 4}"} for i, row in enumerate(rows)],
+            "4 samples (different prompts) to choose from, fewer than sampling.clusters (5)",
+        ),
     ],
 )
 def test_a_bad_training_split(folder, edit, words):
@@ -125,6 +160,75 @@ def test_a_data_set_that_dvc_does_not_track(folder):
 def test_a_data_set_that_differs_from_what_is_tracked(folder):
     rewrite(folder, "films", "test", lambda rows: rows[:-1])
     assert "data/films differs from what DVC tracks: test.jsonl (changed)" in refused(folder)
+
+
+def edited_and_spoilt(folder, monkeypatch, spoilt):
+    """A good edit of reviews to take in, and one thing that is wrong; returns what else to say to `recall`."""
+    rewrite(folder, "reviews", "test", lambda rows: rows[:-1])
+    if spoilt == "row of the same set":
+        rewrite(folder, "reviews", "train", lambda rows: [{"id": "x"}, *rows])
+    elif spoilt == "other set":
+        rewrite(folder, "spanish", "test", lambda rows: rows[:-1])
+    elif spoilt == "store":
+        (folder / "blocked").write_text("")
+        return ["--set", "store=blocked/store"]
+    elif spoilt == "mlflow":
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/params.yaml/mlflow.db")
+    return []
+
+
+@pytest.mark.parametrize("spoilt", ["row of the same set", "other set", "store", "mlflow"])
+def test_nothing_is_taken_in_where_anything_else_is_wrong(folder, monkeypatch, spoilt):
+    more = edited_and_spoilt(folder, monkeypatch, spoilt)
+    before = (folder / "data" / "reviews.dvc").read_text()
+    done = CliRunner().invoke(app, ["run", "--take-in", "reviews", *more])
+    assert done.exit_code == 2, done.output
+    assert (folder / "data" / "reviews.dvc").read_text() == before
+
+
+def test_an_edited_base_model_is_refused_until_taken_in(folder):
+    config = folder / "data" / "base_model" / "generation_config.json"
+    config.write_text(config.read_text() + "\n")
+    assert "--take-in base_model" in refused(folder)
+    settings = load_settings(folder / "params.yaml")
+    found = check_inputs(settings, ["base_model"])
+    assert found.base_hash == data_versions.working_hash(folder / "data" / "base_model")
+    assert found.draft_reasons == ("the Git tree has uncommitted changes",)
+    (folder / ".dvc" / "config.local").write_text("['remote \"local\"']\n    url = ../empty\n")
+    assert "not pushed to the DVC remote: base_model, names" in check_inputs(settings, []).draft_reasons[1]
+
+
+STAGES = {
+    "films": {"cmd": "true", "params": ["learning_tasks.films"], "outs": ["data/films"]},
+    "base": {"cmd": "true", "params": ["base_model"], "outs": ["data/base_model"]},
+}
+
+
+@pytest.fixture
+def staged(folder):
+    """The project with a data set and its base model made by DVC stages, as `dvc repro` leaves them."""
+    (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": STAGES}))
+    for name in ("films", "base_model"):
+        (folder / "data" / f"{name}.dvc").unlink()
+    project = Project(folder)
+    project.dvc("commit", "--force")
+    return folder
+
+
+def test_data_prepared_with_other_settings(staged):
+    settings = load_settings(staged / "params.yaml")
+    check_inputs(settings, [])
+    change(staged, "learning_tasks", "films", "rows", to=settings.learning_tasks["films"].rows)
+    check_inputs(load_settings(staged / "params.yaml"), [])
+    sentence = refused(staged, "--set", "learning_tasks.films.rows.train=7")
+    assert "data/films was prepared with another learning_tasks.films.rows than the settings have now" in sentence
+    assert "run `dvc repro`" in sentence
+    change(staged, "learning_tasks", "films", "source", to={"path": "elsewhere"})
+    assert "another learning_tasks.films.source than" in refused(staged)
+
+
+def test_a_base_model_brought_with_other_settings(staged):
+    assert "another base_model.folder than" in refused(staged, "--set", "base_model.folder=elsewhere")
 
 
 def test_an_unknown_data_set_to_take_in(folder):

@@ -6,6 +6,9 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -16,13 +19,23 @@ from tasks import data_versions
 DVC = [sys.executable, "-m", "dvc"]
 STAGE = """
 stages:
+  bring:
+    cmd: python -c "open('data/sources', 'w').write('1')"
+    outs: [data/sources]
   prepare:
-    cmd: python make.py
-    params: [rows]
-    outs: [data/made]
+    foreach: {made: 1}
+    do:
+      cmd: python make.py
+      deps: [make.py, data/sources]
+      params: [rows]
+      outs:
+        - data/${key}: {persist: true}
 """
 MAKE = """
 from pathlib import Path
+taken_in = Path("data/taken_in.txt")
+if taken_in.exists() and "made" in taken_in.read_text().split():
+    raise SystemExit(0)
 Path("data/made/été").mkdir(parents=True, exist_ok=True)
 Path("data/made/train.jsonl").write_text("1\\n")
 Path("data/made/été/test.jsonl").write_text("2\\n")
@@ -89,10 +102,11 @@ def test_stage_output_taken_in_is_clean_tracked_and_pushed(project: Path) -> Non
     made = project / "data" / "made"
     before = data_versions.tracked_hash(made)
     (made / "train.jsonl").write_text("other\n")
+    (project / "data" / "sources").unlink()  # as in a fresh clone, where the run pulled the data alone
     taken = data_versions.take_in(made)
     assert taken != before
     assert data_versions.check_clean(made) == taken
-    assert data_versions.is_pushed(made)
+    assert data_versions.unpushed([made]) == []
     assert data_versions.git_commit(project)[1] is False
     assert command(project, *DVC, "status").strip() == "Data and pipelines are up to date."
 
@@ -111,7 +125,7 @@ def test_untracked_file_and_folder_can_be_taken_in_and_again(project: Path) -> N
     with pytest.raises(BadInput, match="differs"):
         data_versions.check_clean(file)
     data_versions.take_in(file)
-    assert data_versions.is_pushed(file)
+    assert data_versions.unpushed([file]) == []
 
 
 def test_missing_data_is_pulled_from_the_remote(project: Path) -> None:
@@ -134,15 +148,15 @@ def test_missing_data_that_no_remote_has_fails_with_dvcs_reason(project: Path) -
 def test_pushed_means_every_file_in_the_default_remote(project: Path) -> None:
     made = project / "data" / "made"
     assert data_versions.remote_url(project) == str(project / "remote")
-    assert data_versions.is_pushed(made)
+    assert data_versions.unpushed([made]) == []
     next(file for file in (project / "remote").rglob("*") if file.is_file() and file.suffix != ".dir").unlink()
-    assert not data_versions.is_pushed(made)
+    assert data_versions.unpushed([made]) == [made]
 
 
 def test_without_a_default_remote_nothing_is_pushed(project: Path) -> None:
     command(project, *DVC, "remote", "default", "--unset")
     assert data_versions.remote_url(project) is None
-    assert not data_versions.is_pushed(project / "data" / "made")
+    assert data_versions.unpushed([project / "data" / "made"]) == [project / "data" / "made"]
 
 
 def test_parameters_of_the_stage_are_those_it_ran_with(project: Path) -> None:
@@ -161,3 +175,64 @@ def test_git_commit_and_cleanliness(project: Path, tmp_path: Path) -> None:
 def test_outside_a_dvc_repository_the_message_says_so(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="in no DVC repository; run `git init && dvc init`"):
         data_versions.tracked_hash(tmp_path / "data")
+
+
+def test_a_stage_output_edited_by_hand_is_refused_before_dvc_repro(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(project)
+    assert data_versions.main() == 0
+    (project / "data" / "made" / "train.jsonl").write_text("by hand\n")
+    assert data_versions.main() == 2
+    assert "train.jsonl (changed); run again with --take-in made" in capsys.readouterr().err
+    shutil.rmtree(project / "data" / "made")
+    assert data_versions.main() == 0
+    (project / "dvc.lock").unlink()
+    assert data_versions.main() == 0
+
+
+def test_the_check_before_dvc_repro_imports_nothing_slow(project: Path) -> None:
+    code = (
+        "import sys; from tasks.data_versions import main; main(); print({'torch', 'dvc', 'mlflow'} & {*sys.modules})"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", code], cwd=project, env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == "set()", done.stderr
+
+
+def test_what_was_taken_in_survives_dvc_repro_with_changed_dependencies_and_params(project: Path) -> None:
+    made = project / "data" / "made"
+    (made / "train.jsonl").write_text("by hand\n")
+    taken = data_versions.take_in(made)
+    assert (project / "data" / "taken_in.txt").read_text() == "made\n"
+    for change in ("rows: {train: 2}\n", "rows: {train: 1}\n"):
+        (project / "params.yaml").write_text(change)
+        (project / "make.py").write_text(MAKE + f"# {change}")
+        data_versions.check_stages(project)
+        command(project, *DVC, "repro", "--quiet")
+        assert data_versions.check_clean(made) == taken
+        assert data_versions.recorded_params(made) == {"rows": {"train": int(change[-3])}}
+    shutil.rmtree(made)
+    data_versions.check_stages(project)
+    assert data_versions.check_clean(made) == taken
+
+
+def test_a_remote_that_is_no_folder_is_asked_once_for_all(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (project / "data" / "mine.csv").write_text("a,b\n")
+    paths = [project / "data" / "made", project / "data" / "mine.csv"]
+    data_versions.take_in(paths[1])
+    handler = partial(SimpleHTTPRequestHandler, directory=str(project / "remote"))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever).start()
+    try:
+        command(project, *DVC, "remote", "modify", "local", "url", f"http://127.0.0.1:{server.server_port}")
+        calls: list[tuple[str, ...]] = []
+        dvc = data_versions._dvc
+        monkeypatch.setattr(data_versions, "_dvc", lambda root, *more: (calls.append(more), dvc(root, *more))[1])
+        assert data_versions.unpushed(paths) == []
+        assert calls == [("status", "--cloud", "--json", "data/made", "data/mine.csv")]
+        shutil.rmtree(project / "remote" / "files" / "md5" / data_versions.tracked_hash(paths[1])[:2])
+        assert data_versions.unpushed(paths) == paths[1:]
+    finally:
+        server.shutdown()
+        server.server_close()
