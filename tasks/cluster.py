@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import torch
-
+from recall.checkpoints import training_dtype
 from recall.loaded_models import loaded
 from recall.representations import represent
 from recall.sampling import typical_samples
@@ -17,9 +16,12 @@ from tasks.stage import Job, stage
 
 @stage(kind="samples", ref=SamplesRef)
 def cluster(job: Job, expert: CheckpointRef, train: SplitRef, settings: SamplingSettings) -> dict[str, Any]:
-    """Choose the typical samples P by the expert's last-layer representations; targets are never used."""
+    """Choose the typical samples P by the expert's last-layer representations; targets are never used.
+
+    The forward pass runs in the type that is fast here: it only has to tell near prompts from far ones.
+    """
     prompts = list(dict.fromkeys(row.prompt for row in train.read()))[: settings.candidates]
-    with loaded(expert.checkpoint(), torch.float32) as (model, tokenizer):
+    with loaded(expert.checkpoint(), training_dtype("auto")) as (model, tokenizer):
         last_layer_PE = represent(
             model,
             tokenizer,
