@@ -18,9 +18,10 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from recall.answer_logits import LogitReader
-from recall.checkpoints import Checkpoint, load_model, load_tokenizer, training_dtype
+from recall.checkpoints import Checkpoint
 from recall.evaluation import evaluate
 from recall.learning_tasks import Row, TaskSpec
+from recall.loading import load_model, load_tokenizer, training_dtype
 from recall.settings import EvaluationSettings
 
 ROWS, TOKENS, ANSWER = 16, 32, 2

@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
 from prefect import flow
 from prefect.runtime import flow_run
 
@@ -52,7 +51,6 @@ def continual_update(
 ) -> dict[str, Any]:
     """Take in every learning task of the stream that the registry does not hold yet; returns the result as JSON."""
     settings = load_settings(Path(config), profile, overrides)
-    torch.set_num_threads(settings.threads or len(os.sched_getaffinity(0)))
     stream = open_stream(settings, check_inputs(settings, take_in or []))
     last = len(settings.stream.learning_tasks)
     parent_run = registry.unfinished_stream_run(settings.stream.name, stream.key(last))
@@ -61,14 +59,22 @@ def continual_update(
     for position in range(1, last + 1):
         record = None if recompute else registered_update(stream, position)
         if record is None:
+            data_sets = data_sets or begin(stream)
             parent_run = parent_run or registry.start_stream_run(settings.stream.name, stream.key(last))
-            data_sets = data_sets or version_data_sets(stream)
             record = update(stream, position, records, data_sets, parent_run)
         else:
             console.print(f"update {position}, {record.result.learning_task}: already version {record.result.version}")
         records.append(record)
     records[-1] = with_unseen(stream, records, data_sets)
     return publish_outputs(stream, collect_result(stream, records), parent_run)
+
+
+def begin(stream: Stream) -> dict[str, DatasetRef]:
+    """What comes before any work, and not at all where nothing is new; returns the data sets' versions."""
+    import torch
+
+    torch.set_num_threads(stream.settings.threads or len(os.sched_getaffinity(0)))
+    return version_data_sets(stream)
 
 
 def update(
@@ -186,7 +192,7 @@ def with_unseen(stream: Stream, records: list[UpdateRecord], data_sets: dict[str
     missing = [method for method in stream.methods if not record.scores[method].keys() >= set(stream.unseen)]
     added = {}
     for method in missing:
-        data_sets = data_sets or version_data_sets(stream)
+        data_sets = data_sets or begin(stream)
         model = model_after(stream, method, records, data_sets)
         scores = score(stream, model, f"{method} {record.position}", data_sets, stream.unseen)
         added[method] = record.scores[method] | values(scores)

@@ -16,6 +16,8 @@ DEFAULTS = {
     # Errors are ours to say, in one sentence; --debug shows Prefect's log too.
     "PREFECT_LOGGING_LEVEL": "CRITICAL",
     "MLFLOW_LOGGING_LEVEL": "ERROR",
+    # One bar a stage is ours (recall.progress); MLflow would draw one for every small file it reads.
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "TRANSFORMERS_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "false",
 }

@@ -7,12 +7,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from peft import LoraConfig, inject_adapter_in_model
 from pydantic import BaseModel, ValidationError
-from transformers import AutoConfig, AutoModelForCausalLM
 
-from recall.checkpoints import check_checkpoint
+from recall.checkpoints import check_architecture, check_checkpoint
 from recall.errors import BadInput
 from recall.learning_tasks import check_learning_task, json_lines
 from recall.settings import Settings
@@ -46,7 +43,7 @@ def check_inputs(settings: Settings, take_in: list[str]) -> Inputs:
     for folder in folders.values():
         data_versions.ensure_present(folder)
     check_checkpoint(settings.base_folder)
-    _check_target_modules(settings)
+    _check_model(settings)
     for name in names:
         trained_on = name in settings.stream.learning_tasks
         check_learning_task(name, folders[name], settings.learning_tasks[name], trained_on)
@@ -95,11 +92,16 @@ def _check_prepared_with(settings: Settings, name: str, folder: Path) -> None:
         )
 
 
-def _check_target_modules(settings: Settings) -> None:
+def _check_model(settings: Settings) -> None:
     """Put the adapter on a base model without weights: PEFT itself says whether the modules exist and can have one."""
+    check_architecture(settings.base_folder)
     wanted = settings.finetuning.lora.target_modules
     if wanted == "all-linear":
         return
+    import torch
+    from peft import LoraConfig, inject_adapter_in_model
+    from transformers import AutoConfig, AutoModelForCausalLM
+
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(settings.base_folder))
         try:

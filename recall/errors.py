@@ -7,3 +7,8 @@ class BadInput(ValueError):
 
 class Failed(RuntimeError):
     """The input was fine and the work still could not be done (disk full, service gone): exit code 1."""
+
+
+def one_line(error: Exception) -> str:
+    """The first 200 characters of an error of a library, for a sentence of ours."""
+    return " ".join(str(error).split())[:200]

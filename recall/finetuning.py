@@ -23,9 +23,10 @@ from safetensors.torch import save_file
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from recall.answer_logits import LogitReader
-from recall.checkpoints import Checkpoint, load_model, load_tokenizer, training_dtype
+from recall.checkpoints import Checkpoint
 from recall.encoding import encode
 from recall.learning_tasks import Row
+from recall.loading import load_model, load_tokenizer, training_dtype
 from recall.progress import track
 from recall.settings import FinetuningSettings
 

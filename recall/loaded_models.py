@@ -9,7 +9,8 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from recall.checkpoints import Checkpoint, load_model, load_tokenizer
+from recall.checkpoints import Checkpoint
+from recall.loading import load_model, load_tokenizer
 
 _slot: dict[tuple[Checkpoint, torch.dtype], tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]] = {}
 

@@ -5,10 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from recall.checkpoints import training_dtype
-from recall.loaded_models import loaded
-from recall.representations import represent
-from recall.sampling import typical_samples
 from recall.settings import SamplingSettings
 from tasks.refs import CheckpointRef, SamplesRef, SplitRef
 from tasks.stage import Job, stage
@@ -20,6 +16,11 @@ def cluster(job: Job, expert: CheckpointRef, train: SplitRef, settings: Sampling
 
     The forward pass runs in the type that is fast here: it only has to tell near prompts from far ones.
     """
+    from recall.loaded_models import loaded
+    from recall.loading import training_dtype
+    from recall.representations import represent
+    from recall.sampling import typical_samples
+
     prompts = list(dict.fromkeys(row.prompt for row in train.read()))[: settings.candidates]
     with loaded(expert.checkpoint(), training_dtype("auto")) as (model, tokenizer):
         last_layer_PE = represent(

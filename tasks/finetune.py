@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from recall import finetuning
 from recall.settings import FinetuningSettings
 from tasks.refs import CheckpointRef, FinetunedRef, SplitRef
 from tasks.stage import Job, stage
@@ -13,6 +12,8 @@ from tasks.stage import Job, stage
 @stage(kind="experts", ref=FinetunedRef)
 def finetune(job: Job, start: CheckpointRef, train: SplitRef, settings: FinetuningSettings) -> dict[str, Any]:
     """Fine-tune `start` on `train` as a LoRA adapter; a killed run goes on from its last checkpoint."""
+    from recall import finetuning
+
     report = finetuning.finetune(
         start.checkpoint(), train.read(), settings, job.out, job.work, f"fine-tune {job.label}"
     )

@@ -5,12 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import numpy as np
-import torch
-
-from recall import representations
 from recall.learning_tasks import json_lines
-from recall.loaded_models import loaded
 from recall.settings import RepresentationSettings
 from tasks.refs import CheckpointRef, RepresentationsRef, SamplesRef
 from tasks.stage import Job, stage
@@ -19,6 +14,12 @@ from tasks.stage import Job, stage
 @stage(kind="representations", ref=RepresentationsRef)
 def represent(job: Job, model: CheckpointRef, samples: SamplesRef, settings: RepresentationSettings) -> dict[str, Any]:
     """Write `representations.npy`, `(L, P, E)`; the forward pass runs in float32 whatever the weights' type."""
+    import numpy as np
+    import torch
+
+    from recall import representations
+    from recall.loaded_models import loaded
+
     prompts = [json.loads(line)["prompt"] for line in json_lines(samples.path / "samples.jsonl")]
     with loaded(model.checkpoint(), torch.float32) as (network, tokenizer):
         hidden_LPE = representations.represent(

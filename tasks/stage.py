@@ -39,6 +39,8 @@ def stage(kind: str, ref: type[R]) -> Callable[[Callable[..., dict[str, Any]]], 
     The task is called as `task(store, label, **inputs)`; `label` is for people and not part of the key. A cached
     result whose files are missing or damaged is made again, with a warning. An artifact that is whole but unknown to
     Prefect (its database or results were lost) is taken as it is.
+
+    Bodies import what is heavy themselves: a run with nothing new to do never waits for torch.
     """
 
     def decorate(body: Callable[..., dict[str, Any]]) -> Callable[..., R]:

@@ -4,17 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import numpy as np
-
-from recall.merging import checkpoint_layers
 from recall.results import MergeWeights
 from recall.settings import WeightingSettings
-from recall.similarity import similarities
-from recall.weighting import newest_only, uniform, weights
 from tasks.refs import CheckpointRef, RepresentationsRef, WeightsRef
 from tasks.stage import Job, stage
-
-FIXED_RULES = {"average": uniform, "sequential": newest_only}
 
 
 @stage(kind="weights", ref=WeightsRef)
@@ -26,10 +19,15 @@ def weigh(
     settings: WeightingSettings,
 ) -> dict[str, Any]:
     """RECALL's weights from representations of the same samples, a model each, the newest last."""
+    import numpy as np
+
+    from recall.similarity import similarities
+    from recall.weighting import weights
+
     hidden_KLPE = np.stack([np.load(ref.path / "representations.npy") for ref in representations])
     similarities_LK, sigma_L = similarities(hidden_KLPE, settings.sigma)
     weights_LK = weights(similarities_LK, settings.temperature, settings.alignment_threshold)
-    _write(job, pool, names, weights_LK, similarities_LK.tolist(), sigma_L.tolist())
+    _write(job, pool, names, weights_LK.tolist(), similarities_LK.tolist(), sigma_L.tolist())
     return {}
 
 
@@ -38,8 +36,12 @@ def fixed_weights(
     job: Job, pool: list[CheckpointRef], names: list[str], rule: Literal["average", "sequential"]
 ) -> dict[str, Any]:
     """The weights of a baseline: every model the same, or the newest alone."""
+    from recall.merging import checkpoint_layers
+    from recall.weighting import newest_only, uniform
+
     layers = checkpoint_layers(pool[0].checkpoint()).count + 1
-    _write(job, pool, names, FIXED_RULES[rule](layers, len(pool)), [], [])
+    weights_LK = {"average": uniform, "sequential": newest_only}[rule](layers, len(pool))
+    _write(job, pool, names, weights_LK.tolist(), [], [])
     return {}
 
 
@@ -47,10 +49,12 @@ def _write(
     job: Job,
     pool: list[CheckpointRef],
     names: list[str],
-    weights_LK: np.ndarray,
+    weights: list[list[float]],
     alike: list[list[float]],
     sigma: list[float],
 ) -> None:
+    from recall.merging import checkpoint_layers
+
     layers = checkpoint_layers(pool[0].checkpoint()).names
-    record = MergeWeights(layers=layers, models=names, weights=weights_LK.tolist(), similarities=alike, sigma=sigma)
+    record = MergeWeights(layers=layers, models=names, weights=weights, similarities=alike, sigma=sigma)
     (job.out / "weights.json").write_text(record.model_dump_json(indent=1), encoding="utf-8")

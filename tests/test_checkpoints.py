@@ -7,8 +7,9 @@ import pytest
 import torch
 from tiny import adapter
 
-from recall.checkpoints import Checkpoint, check_checkpoint, load_model, load_tokenizer, training_dtype
+from recall.checkpoints import Checkpoint, check_architecture, check_checkpoint
 from recall.errors import BadInput
+from recall.loading import load_model, load_tokenizer, training_dtype
 
 
 @pytest.fixture
@@ -95,6 +96,7 @@ def test_a_damaged_checkpoint_is_refused_in_one_sentence(folder, damage, says):
     damage(folder)
     with pytest.raises(BadInput, match=says) as refusal:
         check_checkpoint(folder)
+        check_architecture(folder)
     assert str(folder) in str(refusal.value)
     assert "\n" not in str(refusal.value)
 

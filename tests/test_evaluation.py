@@ -3,12 +3,13 @@
 import pytest
 import torch
 
-from recall.checkpoints import Checkpoint, load_model, load_tokenizer
+from recall.checkpoints import Checkpoint
 from recall.encoding import encode
 from recall.evaluation import evaluate
 from recall.generation import GreedyDecoder
 from recall.learning_tasks import Row, TaskSpec
 from recall.likelihood import AnswerScorer
+from recall.loading import load_model, load_tokenizer
 from recall.settings import EvaluationSettings
 
 LABELS = ["b", "good", "quite bad"]

@@ -11,10 +11,11 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from recall.answer_logits import CHUNK, LogitReader
-from recall.checkpoints import Checkpoint, check_checkpoint, load_model, load_tokenizer
+from recall.checkpoints import Checkpoint, check_checkpoint
 from recall.evaluation import evaluate
 from recall.finetuning import finetune
 from recall.learning_tasks import Row, TaskSpec
+from recall.loading import load_model, load_tokenizer
 from recall.settings import EvaluationSettings, FinetuningSettings, LoraSettings
 
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]

@@ -6,7 +6,7 @@ import torch
 from peft import PeftModel
 from tiny import adapter, llama, load
 
-from recall.checkpoints import load_tokenizer
+from recall.loading import load_tokenizer
 from recall.representations import represent
 
 PROMPTS = ["a b", "a longer prompt than that", "c", "one two three four five six seven"]

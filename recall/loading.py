@@ -1,0 +1,93 @@
+"""Loading: models and tokenizers out of checkpoint folders, the one way that every stage uses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from peft import PeftModel
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from recall.checkpoints import Checkpoint
+from recall.errors import BadInput, one_line
+
+# One bar a stage (recall.progress), and every load problem that matters is an error of ours.
+transformers_logging.disable_progress_bar()
+
+
+def device() -> torch.device:
+    """Where models run: the GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def training_dtype(setting: str) -> torch.dtype:
+    """The type of the base weights for a `dtype` setting; "auto" is bfloat16 where the hardware multiplies in it."""
+    if setting != "auto":
+        return {"bfloat16": torch.bfloat16, "float32": torch.float32}[setting]
+    if torch.cuda.is_available():
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        has = torch.cpu.get_capabilities()
+        fast = any(has.get(feature, False) for feature in ("avx512_bf16", "amx_bf16", "bf16"))
+    return torch.bfloat16 if fast else torch.float32
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The folder's tokenizer: pads on the left, with the end-of-text token where it has no padding token of its own.
+
+    Raises:
+        BadInput: the tokenizer cannot be read, or has no end-of-text token.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise BadInput(f"tokenizer of {folder} cannot be read ({one_line(error)}); save it again") from error
+    if tokenizer.eos_token_id is None:
+        raise BadInput(f"tokenizer of {folder} has no end-of-text token; set eos_token in tokenizer_config.json")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "left"
+    return cast(PreTrainedTokenizerBase, tokenizer)
+
+
+def load_model(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel | PeftModel:
+    """Load a checkpoint for inference, its weights in `dtype` (an adapter's in float32), on the GPU if there is one.
+
+    Raises:
+        BadInput: the weights do not fit the architecture that config.json states, or cannot be read.
+    """
+    folder = checkpoint.folder if checkpoint.base is None else checkpoint.base.folder
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            attn_implementation=attention(),
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+        model, loading = loaded
+        # Transformers fills what the file lacks with random numbers and only warns.
+        problems = [*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])]
+        if problems:
+            raise BadInput(f"checkpoint {folder} lacks {sorted(problems)[0]} in the shape that config.json states")
+        if checkpoint.base is not None:
+            model = PeftModel.from_pretrained(model, str(checkpoint.folder), autocast_adapter_dtype=True)
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        if isinstance(error, BadInput):
+            raise
+        raise BadInput(f"checkpoint {checkpoint.folder} cannot be loaded ({one_line(error)})") from error
+    return cast(PreTrainedModel, model.to(device()).eval())
+
+
+def attention() -> str:
+    """The attention that models load with.
+
+    On the CPU PyTorch's fused kernel is the slower one at the lengths used here (SmolLM2-135M in bfloat16, 32 to 512
+    tokens: by 0 to 15% forward, by 8 to 20% in training; benchmarks/evaluation_speed.py).
+    """
+    return "sdpa" if torch.cuda.is_available() else "eager"
