@@ -125,7 +125,12 @@ def heat_map(title: str, layers: list[str], models: list[str], weights: list[lis
                     strength=min(1.0, abs(away) / reach) if reach > 0 else 0.0,
                 )
             )
-    rows = [Label(left - 8, top + i * cell_height + cell_height * 0.72, _cut(n, 14), n) for i, n in enumerate(layers)]
+    # model.layers.12 and model.layers.13 differ where they end, so it is the front that goes.
+    short = [_cut(".".join(name.split(".")[-2:]), 14) for name in layers]
+    rows = [
+        Label(left - 8, top + i * cell_height + cell_height * 0.72, text, name)
+        for i, (text, name) in enumerate(zip(short, layers, strict=True))
+    ]
     columns = [Label(left + (i + 0.5) * cell_width, top - 8, _cut(n, shown), n) for i, n in enumerate(models)]
     width = left + cell_width * len(models) + (56 if slanted else 2)
     return HeatMap(

@@ -165,6 +165,13 @@ def test_a_weight_is_coloured_by_its_distance_from_an_equal_share() -> None:
     assert cells[0].y < cells[2].y < cells[4].y and cells[0].x < cells[1].x
 
 
+def test_layers_with_long_names_stay_apart_in_a_heat_map() -> None:
+    names = ["embeddings", *(f"model.decoder.layers.{index}" for index in range(12))]
+    rows = heat_map("t", names, ["old", "new"], [[0.5, 0.5]] * 13, reach=0.2).rows
+    assert [row.text for row in rows] == ["embeddings", *(f"layers.{index}" for index in range(12))]
+    assert [row.full for row in rows] == names
+
+
 def test_all_models_alike_is_a_heat_map_without_colour_and_no_division_by_zero() -> None:
     cells = heat_map("t", ["l0"], ["a", "b", "c"], [[1 / 3, 1 / 3, 1 / 3]], reach=0.0).cells
     assert [(cell.colour, cell.strength) for cell in cells] == [("even", 0.0)] * 3
