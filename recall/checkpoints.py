@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,10 @@ from safetensors import SafetensorError, safe_open
 from recall.errors import BadInput, one_line
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+SIDE_FILES = (
+    "config.json", "generation_config.json", "chat_template", "special_tokens_map.json", "tokenizer", "vocab", "merges",
+    "added_tokens", "spiece", "preprocessor_config.json", "processor_config.json",
+)  # fmt: skip
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 
 
@@ -98,3 +103,10 @@ def _check_weights(folder: Path, single: str) -> None:
                 pass
         except (SafetensorError, OSError) as error:
             raise BadInput(f"{folder / name} is damaged or cut short ({one_line(error)}); copy it again") from error
+
+
+def copy_side_files(folder: Path, out: Path) -> None:
+    """Copy config, generation config, tokenizer and the like, all from one model, so that they fit each other."""
+    for file in sorted(folder.iterdir()):
+        if file.name.startswith(SIDE_FILES) and file.is_file():
+            shutil.copyfile(file, out / file.name)

@@ -1,167 +1,290 @@
 """The hierarchical merge: every parameter of layer l becomes a weighted sum (RECALL, section 3.3; DESIGN 2, step 6).
 
-Shape suffixes: L layers, K models (the newest last).
+Models are walked chunk by chunk: the same byte range of every input goes into a float32 accumulator that stays in a
+core's cache, is rounded once, and is written where the output's header says it belongs. What is in memory is a few
+chunks a thread, whatever the models' size and number.
+
+Shape suffixes: R rows of the weight matrix (a layer each, or finer), K models (the newest last), n elements of a chunk.
 """
 
 from __future__ import annotations
 
-import json
-import math
-import shutil
-from collections.abc import Iterator, Sequence
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
 
-from recall.checkpoints import Checkpoint
+from recall.checkpoints import Checkpoint, copy_side_files
 from recall.errors import BadInput
-from recall.layers import Layers, find_layers
+from recall.lora import LoraAdapter
 from recall.progress import track
-from recall.tensor_files import DTYPES, TensorFolder, TensorSpec, write_checkpoint
+from recall.tensor_files import FLOATS, ITEM_BYTES, CheckpointWriter, TensorFolder, TensorSpec
+from recall.torch_types import TORCH_TYPES
 
-SIDE_FILES = ("config.json", "generation_config.json", "chat_template.jinja", "special_tokens_map.json")
-LORA_PREFIX = "base_model.model."
+CHUNK = 1 << 18
 
 
-def merge(pool: Sequence[Checkpoint], weights_LK: np.ndarray, out: Path) -> None:
-    """Write the layer-wise weighted sum of `pool` to `out` as a Hugging Face folder.
+@dataclass(frozen=True)
+class Slice:
+    """The elements `start` to `stop` of a tensor; of a matrix, whole rows."""
 
-    Tensors are read by memory map and written one at a time: never a whole model in memory. With several models of
-    one base the base is read once: theta_0 + sum_k w_l^k (alpha/r) B_k A_k. Sums run in float32 as differences from
-    the first base, so models that agree give their parameters back bit for bit; the result is cast once, to the first
-    base's type.
+    name: str
+    start: int
+    stop: int
+
+
+class Pool:
+    """The models of a merge, opened and checked: distinct full checkpoints, and adapters over them.
+
+    Raises:
+        BadInput: the models differ in their tensors or shapes, or an adapter does not fit its base.
+    """
+
+    def __init__(self, members: Sequence[Checkpoint]) -> None:
+        self.members = list(members)
+        folders = [(member.base or member).folder for member in members]
+        self.bases = {folder: TensorFolder(folder) for folder in dict.fromkeys(folders)}
+        self.base_of = [self.bases[folder] for folder in folders]
+        self.adapters = [
+            LoraAdapter(member.folder, base) if member.base else None
+            for member, base in zip(members, self.base_of, strict=True)
+        ]
+        self.first = self.base_of[0]
+        for other in self.bases.values():
+            _check_same_tensors(self.first, other)
+
+    @property
+    def specs(self) -> dict[str, TensorSpec]:
+        """Every tensor of the output: as the first model has them."""
+        return self.first.specs
+
+    def close(self) -> None:
+        """Close every file."""
+        for folder in self.bases.values():
+            folder.close()
+        for adapter in filter(None, self.adapters):
+            adapter.close()
+
+
+def merge(
+    members: Sequence[Checkpoint],
+    weights_RK: np.ndarray,
+    row_of: Callable[[str], int],
+    out: Path,
+    *,
+    threads: int | None = None,
+    chunk: int = CHUNK,
+) -> None:
+    """Write the weighted sum of `members` to `out` as a Hugging Face folder, in the first one's types and shards.
+
+    With several models of one base the base is read once: theta_0 + sum_k w_k (alpha/r) B_k A_k. Full checkpoints are
+    summed in the order in which they are listed. Where all models agree the parameter is given back bit for bit.
 
     Args:
-        pool: K full checkpoints or LoRA adapters, the newest last.
-        weights_LK: `(L, K)`, rows sum to 1, the embeddings first.
+        members: K full checkpoints or LoRA adapters, the newest last.
+        weights_RK: `(R, K)`, every row sums to 1.
+        row_of: the row that a tensor takes, by the tensor's name.
+        threads: 1 to 64; by default the free cores.
 
     Raises:
-        BadInput: the models differ in structure, a tensor belongs to no layer, or one is not finite.
+        BadInput: the models differ in structure, or a tensor holds NaN or Inf.
         Failed: `out` cannot be written.
     """
-    layers = checkpoint_layers(pool[0])
-    assert weights_LK.shape == (layers.count + 1, len(pool)), "one row a layer, one column a model"
-    folders = [member.base.folder if member.base else member.folder for member in pool]
-    bases = {folder: TensorFolder(folder) for folder in dict.fromkeys(folders)}
-    adapters = [LoraAdapter(member.folder) if member.base else None for member in pool]
-    first, *others = bases.values()
-    for other in others:
-        _check_same_tensors(first, other)
-    for adapter in adapters:
-        if adapter:
-            adapter.check_targets(first)
-
-    def tensors() -> Iterator[tuple[str, Tensor]]:
-        for name in track(first.specs, "merge", total=len(first.specs)):
-            weights_K = weights_LK[layers.of(name)].tolist()
-            yield name, _merged_tensor(name, weights_K, folders, bases, adapters)
-
+    pool = Pool(members)
     out.mkdir(parents=True, exist_ok=True)
-    write_checkpoint(out, first.specs, tensors())
-    for file in first.folder.iterdir():
-        if file.name in SIDE_FILES or file.name.startswith(("tokenizer", "vocab", "merges", "added_tokens")):
-            shutil.copyfile(file, out / file.name)
+    try:
+        with CheckpointWriter(out, pool.specs) as writer:
+            combine = WeightedSum(pool, weights_RK, row_of)
+            walk(pool, combine, writer, threads or len(os.sched_getaffinity(0)), chunk)
+        copy_side_files(pool.first.folder, out)
+    finally:
+        pool.close()
 
 
-def checkpoint_layers(checkpoint: Checkpoint) -> Layers:
-    """The layers of a checkpoint, found from its structure alone; no weight is read."""
-    folder = (checkpoint.base or checkpoint).folder
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    layers = find_layers(model)
-    known = set(model.state_dict())
-    for name in TensorFolder(folder).specs:
-        if name not in known and not name.startswith(f"{layers.prefix}."):
-            raise BadInput(
-                f"{folder}: tensor {name} belongs to no layer of {type(model).__name__}, so it cannot be merged"
-            )
-    return layers
+class WeightedSum:
+    """One chunk of sum_k w_k theta_k; see `merge`. Called from several threads, each with its `Buffers`."""
 
+    def __init__(self, pool: Pool, weights_RK: np.ndarray, row_of: Callable[[str], int]) -> None:
+        self.pool = pool
+        self.shares_R = [_shares(pool, weights_K) for weights_K in weights_RK.tolist()]
+        self.row_of = row_of
 
-class LoraAdapter:
-    """A PEFT LoRA adapter on disk, as one low-rank difference a target tensor.
+    def __call__(self, part: Slice, buffers: Buffers) -> Tensor:
+        """The merged elements, float32 (float64 for a float64 tensor)."""
+        shares = self.shares_R[self.row_of(part.name)]
+        total_n = _sum_of_bases(part, shares.bases, buffers)
+        low_rank = self._low_rank(part.name)
+        if low_rank is not None:
+            left_OR, right_RI = low_rank
+            columns = right_RI.shape[1]
+            rows = slice(part.start // columns, part.stop // columns)
+            total_n.view(-1, columns).addmm_(left_OR[rows], right_RI)
+        return total_n
 
-    Raises:
-        BadInput: the adapter has parts that are no low-rank difference (DoRA, biases, whole modules).
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        self.tensors = TensorFolder(folder)
-        unusual = [
-            key
-            for key in ("use_dora", "lora_bias", "modules_to_save", "rank_pattern", "alpha_pattern")
-            if self.config.get(key)
-        ]
-        if self.config.get("peft_type") != "LORA" or unusual:
-            found = unusual[0] if unusual else f"peft_type {self.config.get('peft_type')}"
-            raise BadInput(f"adapter {folder} uses {found}; only plain LoRA differences can be merged layer by layer")
-        rank = self.config["r"]
-        self.scaling = self.config["lora_alpha"] / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
-        self.targets = {
-            name.removeprefix(LORA_PREFIX).removesuffix(".lora_A.weight")
-            for name in self.tensors.specs
-            if name.endswith(".lora_A.weight")
-        }
-
-    def check_targets(self, base: TensorFolder) -> None:
-        """Refuse an adapter that changes tensors which the base does not have, or in another shape."""
-        for target in sorted(self.targets):
-            spec = base.specs.get(f"{target}.weight")
-            if spec is None:
-                raise BadInput(
-                    f"adapter {self.folder} changes {target}, which {base.folder} does not have; it fits another base"
-                )
-            rows = self.tensors.specs[f"{LORA_PREFIX}{target}.lora_B.weight"].shape[0]
-            columns = self.tensors.specs[f"{LORA_PREFIX}{target}.lora_A.weight"].shape[1]
-            if sorted((rows, columns)) != sorted(spec.shape):
-                raise BadInput(
-                    f"adapter {self.folder} changes {target} as {rows} x {columns}, but it is "
-                    f"{' x '.join(map(str, spec.shape))} in {base.folder}; it fits another base"
-                )
-
-    def difference(self, name: str) -> Tensor | None:
-        """(alpha/r) B A in float32 for the tensor `name`, or None where the adapter leaves it as it is."""
-        target = name.removesuffix(".weight")
-        if target not in self.targets or target == name:
+    @lru_cache(maxsize=4)  # noqa: B019 - the chunks of one tensor follow each other; a sum lives as long as its merge
+    def _low_rank(self, name: str) -> tuple[Tensor, Tensor] | None:
+        """sum_k w_k (alpha/r) B_k A_k as one product of two factors, the ranks side by side."""
+        adapters = self.shares_R[self.row_of(name)].adapters
+        factors = [(weight, adapter.factors(name)) for weight, adapter in adapters if adapter.changes(name)]
+        if not factors:
             return None
-        low_A = self.tensors.read(f"{LORA_PREFIX}{target}.lora_A.weight").float()
-        low_B = self.tensors.read(f"{LORA_PREFIX}{target}.lora_B.weight").float()
-        product = (low_B @ low_A).mul_(self.scaling)
-        return product.T if self.config.get("fan_in_fan_out") else product
+        left_OR = torch.cat([left_Or * weight for weight, (left_Or, _) in factors], dim=1)
+        return left_OR, torch.cat([right_rI for _, (_, right_rI) in factors])
 
 
-def _merged_tensor(
-    name: str,
-    weights_K: list[float],
-    folders: list[Path],
-    bases: dict[Path, TensorFolder],
-    adapters: list[LoraAdapter | None],
-) -> Tensor:
-    first_folder, *other_folders = bases
-    reference = bases[first_folder].read(name)
-    differences: list[tuple[float, Tensor]] = []
-    for folder in other_folders:
-        share = sum(weight for weight, of in zip(weights_K, folders, strict=True) if of == folder)
-        if share:
-            differences.append((share, bases[folder].read(name).float() - reference.float()))
-    for weight, adapter in zip(weights_K, adapters, strict=True):
-        difference = adapter.difference(name) if adapter and weight else None
-        if difference is not None:
-            differences.append((weight, difference))
-    if not differences:
-        return reference
-    total = reference.float()
-    for weight, difference in differences:
-        total = total.add(difference, alpha=weight)
-    if not torch.isfinite(total).all():
-        raise BadInput(f"tensor {name} of the merge holds NaN or Inf; check the models that were given")
-    return total.to(DTYPES[bases[first_folder].specs[name].dtype])
+@dataclass(frozen=True)
+class _Shares:
+    bases: list[tuple[float, TensorFolder]]
+    adapters: list[tuple[float, LoraAdapter]]
+
+
+def _shares(pool: Pool, weights_K: list[float]) -> _Shares:
+    """What every distinct full checkpoint and every adapter gets; a model without weight is not even read."""
+    by_base: dict[Path, float] = {}
+    for base, weight in zip(pool.base_of, weights_K, strict=True):
+        by_base[base.folder] = by_base.get(base.folder, 0.0) + weight
+    bases = [(weight, pool.bases[folder]) for folder, weight in by_base.items() if weight]
+    if len(bases) == 1:
+        # The weights of a row sum to 1 but for rounding, which would move every parameter of a pool of adapters.
+        bases = [(1.0, bases[0][1])]
+    pairs = zip(weights_K, pool.adapters, strict=True)
+    return _Shares(bases, [(weight, adapter) for weight, adapter in pairs if adapter and weight])
+
+
+def _sum_of_bases(part: Slice, bases: list[tuple[float, TensorFolder]], buffers: Buffers) -> Tensor:
+    first_n = buffers.read(bases[0][1], part)
+    if len(bases) == 1:
+        return first_n
+    total_n = torch.mul(first_n, bases[0][0], out=buffers.total(first_n))
+    # In 16 bits the rounding at the end gives equal values back by itself.
+    exact = bases[0][1].specs[part.name].dtype in ("F64", "F32")
+    kept_n = first_n.clone() if exact else first_n
+    agree_n = torch.ones_like(kept_n, dtype=torch.bool) if exact else None
+    for weight, folder in bases[1:]:
+        model_n = buffers.read(folder, part)
+        total_n.addcmul_(model_n, torch.tensor(weight, dtype=total_n.dtype))
+        if agree_n is not None:
+            agree_n &= model_n == kept_n
+    return total_n if agree_n is None else torch.where(agree_n, kept_n, total_n)
+
+
+class Buffers:
+    """One thread's memory for chunks of `size` elements: bytes, an input as floats, the sum, the sum rounded."""
+
+    def __init__(self, size: int) -> None:
+        # Room for 64-bit elements; what is never touched takes no memory.
+        self._raw = memoryview(np.empty(size * 8, np.uint8).data)
+        self._float = torch.empty(size)
+        self._total = torch.empty(size * 2)
+        self._rounded = torch.empty(size * 8, dtype=torch.uint8)
+
+    def read(self, folder: TensorFolder, part: Slice) -> Tensor:
+        """A slice of a tensor as float32 (float64 if it is stored so); valid until the next call."""
+        dtype = folder.specs[part.name].dtype
+        count = part.stop - part.start
+        raw = self._raw[: count * ITEM_BYTES[dtype]]
+        folder.read_into(part.name, part.start, raw)
+        stored_n = torch.frombuffer(raw, dtype=TORCH_TYPES[dtype])
+        if dtype in ("F64", "F32"):
+            return stored_n
+        return self._float[:count].copy_(stored_n)
+
+    def total(self, like_n: Tensor) -> Tensor:
+        """The accumulator, in the type and size of `like_n`."""
+        return self._total.view(like_n.dtype)[: len(like_n)]
+
+    def rounded(self, total_n: Tensor, dtype: str) -> memoryview:
+        """The bytes of `total_n` rounded to `dtype`."""
+        size = len(total_n) * ITEM_BYTES[dtype]
+        out_n = self._rounded[:size].view(TORCH_TYPES[dtype])
+        out_n.copy_(total_n)
+        return memoryview(self._rounded[:size].numpy().data)
+
+
+Combine = Callable[[Slice, Buffers], Tensor]
+
+
+def walk(pool: Pool, combine: Combine, writer: CheckpointWriter, threads: int, chunk: int) -> None:
+    """Compute every chunk of the output and write it; each thread reads, computes and writes by itself.
+
+    While one thread waits for the disk another computes. Torch's own threads stay off meanwhile: on chunks of this
+    size they would spin more than they work.
+    """
+    floats = {name: spec for name, spec in pool.specs.items() if spec.dtype in FLOATS}
+    for name in pool.specs.keys() - floats.keys():
+        writer.write(name, 0, memoryview(_same_in_all(pool, name)))
+    parts = [part for name, spec in floats.items() for part in _slices(name, spec, chunk)]
+    largest = max((part.stop - part.start for part in parts), default=0)
+    waiting = iter(track(parts, "merge", total=len(parts)))
+    taking, stopped = threading.Lock(), threading.Event()
+
+    def work() -> None:
+        torch.set_num_threads(1)
+        buffers = Buffers(largest)
+        try:
+            while not stopped.is_set():
+                with taking:
+                    part = next(waiting, None)
+                if part is None:
+                    return
+                total_n = combine(part, buffers)
+                dtype = pool.specs[part.name].dtype
+                _check_finite(total_n, dtype, part, pool)
+                writer.write(part.name, part.start, buffers.rounded(total_n, dtype))
+        except BaseException:
+            stopped.set()
+            raise
+
+    before = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(threads) as executor:
+            for done in [executor.submit(work) for _ in range(threads)]:
+                done.result()
+    finally:
+        torch.set_num_threads(before)
+
+
+def _slices(name: str, spec: TensorSpec, chunk: int) -> Iterator[Slice]:
+    columns = spec.shape[1] if len(spec.shape) == 2 else 1
+    step = max(1, chunk // columns) * columns
+    for start in range(0, spec.size, step):
+        yield Slice(name, start, min(start + step, spec.size))
+
+
+def _check_finite(total_n: Tensor, dtype: str, part: Slice, pool: Pool) -> None:
+    if not len(total_n):
+        return
+    low, high = torch.aminmax(total_n)
+    limit = torch.finfo(TORCH_TYPES[dtype]).max
+    if -limit <= low.item() and high.item() <= limit:
+        return
+    for folder in pool.bases.values():
+        buffers = Buffers(part.stop - part.start)
+        if not buffers.read(folder, part).isfinite().all():
+            raise BadInput(f"tensor {part.name} holds NaN or Inf in {folder.folder}; mend or leave out that model")
+    for adapter in pool.adapters:
+        if adapter and adapter.changes(part.name) and not all(f.isfinite().all() for f in adapter.factors(part.name)):
+            raise BadInput(f"tensor {part.name} holds NaN or Inf in adapter {adapter.folder}; leave out that model")
+    raise BadInput(f"the merge of tensor {part.name} is too large for {dtype}; lower the scale, or use a wider type")
+
+
+def _same_in_all(pool: Pool, name: str) -> bytearray:
+    """The bytes of a tensor that holds no floating-point numbers, such as a buffer of positions."""
+    content = pool.first.read(name)
+    for folder in pool.bases.values():
+        if folder.read(name) != content:
+            raise BadInput(
+                f"tensor {name} ({pool.specs[name].dtype}) differs between {pool.first.folder} and {folder.folder}, "
+                "and integers cannot be averaged; only models with the same can be merged"
+            )
+    return content
 
 
 def _check_same_tensors(first: TensorFolder, other: TensorFolder) -> None:

@@ -1,26 +1,28 @@
-"""Safetensors, streamed: read one tensor at a time out of a folder, write files whose header is known beforehand."""
+"""Safetensors folders by byte range: headers first, then any slice of any tensor, never a whole file in memory.
+
+Slices are read into buffers of the caller's, not through a memory map: as fast (benchmarks/merge_speed.py), and the
+process never holds pages of a checkpoint, so that its peak memory is what its buffers are.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
-from recall.errors import BadInput, Failed
+from recall.errors import BadInput, Failed, one_line
 
 SHARD_BYTES = 5_000_000_000
-DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
+ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 @dataclass(frozen=True)
@@ -31,89 +33,188 @@ class TensorSpec:
     shape: tuple[int, ...]
 
     @property
+    def size(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+    @property
     def nbytes(self) -> int:
         """Size in bytes."""
-        return DTYPES[self.dtype].itemsize * int(torch.Size(self.shape).numel())
+        return ITEM_BYTES[self.dtype] * self.size
 
 
 class TensorFolder:
-    """Every tensor of a checkpoint folder (`model*.safetensors`, or an adapter's), by name and memory-mapped.
+    """Every tensor of a checkpoint folder (`model*.safetensors`, or an adapter's) by name, any slice of it readable.
+
+    Safe to read from several threads at once.
 
     Raises:
-        BadInput: no safetensors in the folder, or a file that cannot be opened.
+        BadInput: no safetensors in the folder, an index that names a missing shard, a file that is damaged or cut
+            short, a tensor in two files, or one of a type that cannot be merged.
     """
 
     def __init__(self, folder: Path) -> None:
-        files = sorted(folder.glob("*.safetensors"))
-        if not files:
-            raise BadInput(f"{folder} holds no .safetensors file; convert the checkpoint with save_pretrained first")
         self.folder = folder
         self.specs: dict[str, TensorSpec] = {}
-        self._handles: dict[str, Any] = {}
-        for file in files:
-            try:
-                handle = safe_open(file, framework="pt")
-            except (SafetensorError, OSError) as error:
-                raise BadInput(f"{file} is not a whole safetensors file ({error}); fetch it again") from error
-            for name in handle.keys():  # noqa: SIM118 - safe_open is no mapping
-                view = handle.get_slice(name)
-                self.specs[name] = TensorSpec(view.get_dtype(), tuple(view.get_shape()))
-                self._handles[name] = handle
+        self._places: dict[str, tuple[int, int]] = {}
+        self._open = ExitStack()
+        for path in weight_files(folder):
+            file = self._open.enter_context(path.open("rb"))
+            for name, entry in _read_header(path).items():
+                if name in self.specs:
+                    raise BadInput(f"{folder} holds tensor {name} in two files; copy the checkpoint again")
+                if entry["dtype"] not in ITEM_BYTES:
+                    raise BadInput(
+                        f"{path}: tensor {name} has type {entry['dtype']}, which cannot be merged; save the model in "
+                        f"one of {', '.join(FLOATS)}"
+                    )
+                self.specs[name] = TensorSpec(entry["dtype"], tuple(entry["shape"]))
+                self._places[name] = (file.fileno(), entry["start"])
 
-    def read(self, name: str) -> Tensor:
-        """One tensor, in its stored type."""
-        tensor: Tensor = self._handles[name].get_tensor(name)
-        return tensor
+    def read_into(self, name: str, start: int, buffer: memoryview) -> None:
+        """Fill `buffer` (bytes) with the elements from the `start`-th on, in the tensor's own type."""
+        descriptor, place = self._places[name]
+        offset = place + start * ITEM_BYTES[self.specs[name].dtype]
+        done = 0
+        while done < len(buffer):
+            got = os.preadv(descriptor, [buffer[done:]], offset + done)
+            if not got:
+                raise BadInput(f"{self.folder}: tensor {name} ends before its header says; copy the checkpoint again")
+            done += got
+
+    def read(self, name: str) -> bytearray:
+        """The bytes of one whole tensor, for the small ones."""
+        content = bytearray(self.specs[name].nbytes)
+        self.read_into(name, 0, memoryview(content))
+        return content
+
+    def close(self) -> None:
+        """Close the files; nothing can be read any more."""
+        self._open.close()
 
 
-def write_checkpoint(folder: Path, specs: dict[str, TensorSpec], tensors: Iterator[tuple[str, Tensor]]) -> None:
-    """Write `tensors`, which must come in the order of `specs`, as model.safetensors, or as shards with an index.
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a checkpoint or an adapter: those that its index names, or all that are there.
+
+    Raises:
+        BadInput: there are none, or one that the index names is missing.
+    """
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        named = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        missing = [name for name in named if not (folder / name).is_file()]
+        if missing:
+            raise BadInput(f"{index} names {missing[0]}, which is not there; copy the checkpoint again")
+        return [folder / name for name in named]
+    for single in ("model.safetensors", "adapter_model.safetensors"):
+        if (folder / single).is_file():
+            return [folder / single]
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise BadInput(f"{folder} holds no .safetensors file; convert the checkpoint with save_pretrained first")
+    return files
+
+
+def _read_header(path: Path) -> dict[str, dict[str, Any]]:
+    try:
+        # The library checks that header and file fit together; what it does not tell is where a tensor starts.
+        with safe_open(path, framework="np"):
+            pass
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header: dict[str, Any] = json.loads(file.read(length))
+    except (SafetensorError, OSError) as error:
+        raise BadInput(f"{path} is damaged or cut short ({one_line(error)}); copy it again") from error
+    header.pop("__metadata__", None)
+    return {name: entry | {"start": 8 + length + entry["data_offsets"][0]} for name, entry in header.items()}
+
+
+class CheckpointWriter:
+    """Writes model.safetensors, or shards with an index, slice by slice in any order and from any thread.
+
+    Headers are written first, so every slice has its place from the start. Use as a context; leaving it flushes to
+    disk.
 
     Raises:
         Failed: the disk is full or cannot be written.
     """
-    shards = _plan_shards(specs)
-    count = len(shards)
-    names = (
+
+    def __init__(self, folder: Path, specs: dict[str, TensorSpec], shard_bytes: int | None = None) -> None:
+        self.folder = folder
+        self._places: dict[str, tuple[int, int]] = {}
+        self._item_bytes = {name: ITEM_BYTES[spec.dtype] for name, spec in specs.items()}
+        self._open = ExitStack()
+        shards = _plan_shards(specs, shard_bytes or SHARD_BYTES)
+        self._names = shard_names(len(shards))
+        self._index = {name: file for file, shard in zip(self._names, shards, strict=True) for name in shard}
+        self._total = sum(spec.nbytes for spec in specs.values())
+        for file, shard in zip(self._names, shards, strict=True):
+            self._attempt(self._start_file, folder / file, {name: specs[name] for name in shard})
+
+    def __enter__(self) -> CheckpointWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self._attempt(self._finish)
+        finally:
+            self._open.close()
+
+    def write(self, name: str, start: int, content: memoryview) -> None:
+        """Write elements (as bytes of the tensor's type) from the `start`-th on."""
+        self._attempt(self._write_at, name, start, content)
+
+    def _write_at(self, name: str, start: int, content: memoryview) -> None:
+        descriptor, place = self._places[name]
+        offset = place + start * self._item_bytes[name]
+        done = 0
+        while done < len(content):
+            done += os.pwrite(descriptor, content[done:], offset + done)
+
+    def _start_file(self, path: Path, specs: dict[str, TensorSpec]) -> None:
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        end = 0
+        for name, spec in specs.items():
+            header[name] = {"dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": [end, end + spec.nbytes]}
+            end += spec.nbytes
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        file = self._open.enter_context(path.open("wb"))
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.flush()
+        file.truncate(8 + len(text) + end)
+        for name in specs:
+            self._places[name] = (file.fileno(), 8 + len(text) + header[name]["data_offsets"][0])
+
+    def _finish(self) -> None:
+        for descriptor in {descriptor for descriptor, _ in self._places.values()}:
+            os.fsync(descriptor)
+        if len(self._names) > 1:
+            index = {"metadata": {"total_size": self._total}, "weight_map": self._index}
+            (self.folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True))
+
+    def _attempt(self, action: Callable[..., None], *arguments: Any) -> None:
+        try:
+            action(*arguments)
+        except OSError as error:
+            raise Failed(f"the model cannot be written to {self.folder}: {error.strerror}") from error
+
+
+def shard_names(count: int) -> list[str]:
+    """The file names that transformers gives to `count` shards."""
+    return (
         ["model.safetensors"] if count == 1 else [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
     )
-    try:
-        for file, shard in zip(names, shards, strict=True):
-            _write_file(folder / file, {name: specs[name] for name in shard}, tensors)
-        if count > 1:
-            total = sum(spec.nbytes for spec in specs.values())
-            where = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
-            index = {"metadata": {"total_size": total}, "weight_map": where}
-            (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True))
-    except OSError as error:
-        raise Failed(f"the merged model cannot be written to {folder}: {error.strerror}") from error
 
 
-def _plan_shards(specs: dict[str, TensorSpec]) -> list[list[str]]:
+def _plan_shards(specs: dict[str, TensorSpec], shard_bytes: int) -> list[list[str]]:
     shards: list[list[str]] = [[]]
     size = 0
     for name, spec in specs.items():
-        if shards[-1] and size + spec.nbytes > SHARD_BYTES:
+        if shards[-1] and size + spec.nbytes > shard_bytes:
             shards.append([])
             size = 0
         shards[-1].append(name)
         size += spec.nbytes
     return shards
-
-
-def _write_file(path: Path, specs: dict[str, TensorSpec], tensors: Iterator[tuple[str, Tensor]]) -> None:
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for name, spec in specs.items():
-        header[name] = {"dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": [offset, offset + spec.nbytes]}
-        offset += spec.nbytes
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for expected in specs:
-            name, tensor = next(tensors)
-            assert name == expected, f"{name} came where {expected} was due"
-            file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        file.flush()
-        os.fsync(file.fileno())

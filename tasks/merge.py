@@ -14,9 +14,12 @@ def merge(job: Job, pool: list[CheckpointRef], weights: WeightsRef) -> dict[str,
     """Write the merged model as a Hugging Face folder with `recall.json`, which says how it was made."""
     import numpy as np
 
-    from recall import merging
+    from recall.merging import merge as merge_models
+    from recall.structure import checkpoint_layers
 
     record = MergeWeights.model_validate_json((weights.path / "weights.json").read_text(encoding="utf-8"))
-    merging.merge([member.checkpoint() for member in pool], np.array(record.weights), job.out)
+    members = [member.checkpoint() for member in pool]
+    layers = checkpoint_layers(members[0])
+    merge_models(members, np.array(record.weights), layers.of, job.out)
     (job.out / "recall.json").write_text(record.model_dump_json(indent=1), encoding="utf-8")
     return {}

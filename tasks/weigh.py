@@ -36,7 +36,7 @@ def fixed_weights(
     job: Job, pool: list[CheckpointRef], names: list[str], rule: Literal["average", "sequential"]
 ) -> dict[str, Any]:
     """The weights of a baseline: every model the same, or the newest alone."""
-    from recall.merging import checkpoint_layers
+    from recall.structure import checkpoint_layers
     from recall.weighting import newest_only, uniform
 
     layers = checkpoint_layers(pool[0].checkpoint()).count + 1
@@ -53,7 +53,7 @@ def _write(
     alike: list[list[float]],
     sigma: list[float],
 ) -> None:
-    from recall.merging import checkpoint_layers
+    from recall.structure import checkpoint_layers
 
     layers = checkpoint_layers(pool[0].checkpoint()).names
     record = MergeWeights(layers=layers, models=names, weights=weights, similarities=alike, sigma=sigma)

@@ -72,8 +72,8 @@ METHOD_OF_STAGE = {
     "finetune": {"finetuning", "answer_logits", "checkpoints", "encoding"},
     "cluster": {"sampling", "representations", "layers", "loaded_models", "checkpoints"},
     "represent": {"representations", "layers", "loaded_models", "checkpoints"},
-    "weigh": {"similarity", "weighting", "layers", "merging"},
-    "merge": {"merging", "layers", "tensor_files"},
+    "weigh": {"similarity", "weighting", "layers", "structure"},
+    "merge": {"merging", "lora", "structure", "layers", "tensor_files"},
     "evaluate": {"evaluation", "answer_logits", "encoding", "generation", "likelihood", "text_metrics"},
 }
 NOT_OF_STAGE = {

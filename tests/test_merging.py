@@ -13,7 +13,8 @@ from tiny import adapter, apart_from_each_other, llama, load
 import recall.tensor_files
 from recall.checkpoints import Checkpoint
 from recall.errors import BadInput, Failed
-from recall.merging import checkpoint_layers, merge
+from recall.merging import merge as merge_by_rows
+from recall.structure import checkpoint_layers
 
 LAYERS = 4  # the embeddings and three blocks
 
@@ -21,6 +22,10 @@ LAYERS = 4  # the embeddings and three blocks
 def some_weights(models, seed=0):
     raw_LK = np.random.default_rng(seed).random((LAYERS, models)) + 0.1
     return raw_LK / raw_LK.sum(axis=1, keepdims=True)
+
+
+def merge(pool, weights_LK, out, **options):
+    merge_by_rows(pool, weights_LK, checkpoint_layers(pool[0]).of, out, **options)
 
 
 def layer_of(name):
