@@ -101,6 +101,61 @@ def _show(found: dict[str, Any], seconds: float) -> None:
     out.print(f"report: {Path(found['summary']['report']).resolve()}", soft_wrap=True)
 
 
+@app.command()
+def merge(
+    model: Annotated[list[str], typer.Option(help="a folder, a hub id or a LoRA adapter; the newest last")],
+    out: Annotated[Path, typer.Option(help="the folder to write; must not exist")],
+    samples: Annotated[
+        Path | None, typer.Option(help="JSON lines with text or prompt: what the weights come from")
+    ] = None,
+    weights: Annotated[Path | None, typer.Option(help="a recall.json with the weights; then no samples")] = None,
+    clusters: Annotated[int, typer.Option(help="how many typical samples to choose by K-means")] = 20,
+    all_samples: Annotated[bool, typer.Option("--all-samples", help="use every sample")] = False,
+    sigma: Annotated[str, typer.Option(help="median, or one number for all layers")] = "median",
+    temperature: Annotated[float, typer.Option(help="of the softmax over models")] = 1.0,
+    alignment_threshold: Annotated[float, typer.Option(help="less alike at a layer: no weight there")] = 0.0,
+    as_adapter: Annotated[bool, typer.Option("--as-adapter", help="write one LoRA adapter, not full weights")] = False,
+    rank: Annotated[int | None, typer.Option(help="cut the adapter to this rank; the error is stated")] = None,
+    threads: Annotated[int | None, typer.Option(help="default: the free cores")] = None,
+    max_memory: Annotated[str | None, typer.Option(help="for the merge itself, e.g. 500MB")] = None,
+    no_hashes: Annotated[
+        bool, typer.Option("--no-hashes", help="leave the inputs' SHA-256 out of recall.json")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="show layers, sizes and memory; write nothing")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Merge models of one architecture layer by layer, by given weights or by how alike they represent samples."""
+    started = time.monotonic()
+    with errors_in_one_sentence(debug):
+        from recall.merge_job import merge_models, merge_request
+
+        request = merge_request(
+            models=model,
+            out=out,
+            samples=samples,
+            weights=weights,
+            clusters=None if all_samples else clusters,
+            weighting={"sigma": sigma, "temperature": temperature, "alignment_threshold": alignment_threshold},
+            as_adapter=as_adapter,
+            rank=rank,
+            threads=threads,
+            max_memory=max_memory,
+            hash_inputs=not no_hashes,
+        )
+        if dry_run:
+            from recall.merge_plan import merge_plan, plan_table
+
+            plan = merge_plan(request)
+            console.print_json(plan.model_dump_json()) if as_json else Console().print(plan_table(plan))
+            return
+        record = merge_models(request)
+    if as_json:
+        print(record.model_dump_json(indent=1))
+    else:
+        print(f"{len(record.models)} models merged in {time.monotonic() - started:.1f} s: {out}")
+
+
 class errors_in_one_sentence:  # noqa: N801 - reads as a statement: with errors_in_one_sentence(debug)
     """Turn an error into one sentence on stderr and exit code 2 (bad input) or 1 (failed)."""
 

@@ -28,12 +28,12 @@ class Checkpoint:
     base: Checkpoint | None = None
 
 
-def check_checkpoint(folder: Path) -> None:
+def check_checkpoint(folder: Path, needs_tokenizer: bool = True) -> None:
     """Check a full checkpoint or a PEFT adapter from its headers alone; no weight is read.
 
     Raises:
         BadInput: the folder or its config is missing or unreadable, the weights are a pickle, missing, truncated or
-            incomplete, or a full checkpoint has no tokenizer.
+            incomplete, or a full checkpoint has no tokenizer though it needs one.
     """
     if not folder.is_dir():
         raise BadInput(
@@ -46,7 +46,7 @@ def check_checkpoint(folder: Path) -> None:
         if config.get("peft_type") != "LORA":
             raise BadInput(f"adapter {folder} is of type {config.get('peft_type')}; only LORA adapters are supported")
         return
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+    if needs_tokenizer and not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise BadInput(f"checkpoint {folder} has no tokenizer ({TOKENIZER_FILES[0]}); save one beside the weights")
 
 

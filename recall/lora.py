@@ -60,11 +60,19 @@ class LoraAdapter:
         """The names of the base's tensors that it changes."""
         return list(self._names)
 
+    def factor_names(self, name: str) -> tuple[str, str]:
+        """The names of A and B of the tensor `name` in the adapter's file."""
+        return self._names[name]
+
+    def is_transposed(self, name: str) -> bool:
+        """Does the base keep the tensor `name` the other way round than B A?"""
+        return name in self._transposed
+
     def rank(self, name: str) -> int:
         """The rank of the difference of the tensor `name`."""
         return self._files.specs[self._names[name][0]].shape[0]
 
-    @lru_cache(maxsize=4)  # noqa: B019 - the chunks of one tensor follow each other; an adapter lives as long as its merge
+    @lru_cache(maxsize=2)  # noqa: B019 - the chunks of one tensor follow each other; an adapter lives as long as its merge
     def factors(self, name: str) -> tuple[Tensor, Tensor]:
         """`left_Or` (scaled) and `right_rI` in float32, whose product is the difference of the tensor `name`."""
         low_A, low_B = (self._read(factor) for factor in self._names[name])

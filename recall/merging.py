@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,55 +22,13 @@ import torch
 from torch import Tensor
 
 from recall.checkpoints import Checkpoint, copy_side_files
+from recall.chunks import CACHED_TENSORS, CHUNK, Slice, fit_memory, slices
 from recall.errors import BadInput
 from recall.lora import LoraAdapter
+from recall.pool import Pool
 from recall.progress import track
-from recall.tensor_files import FLOATS, ITEM_BYTES, CheckpointWriter, TensorFolder, TensorSpec
+from recall.tensor_files import FLOATS, ITEM_BYTES, CheckpointWriter, TensorFolder
 from recall.torch_types import TORCH_TYPES
-
-CHUNK = 1 << 18
-
-
-@dataclass(frozen=True)
-class Slice:
-    """The elements `start` to `stop` of a tensor; of a matrix, whole rows."""
-
-    name: str
-    start: int
-    stop: int
-
-
-class Pool:
-    """The models of a merge, opened and checked: distinct full checkpoints, and adapters over them.
-
-    Raises:
-        BadInput: the models differ in their tensors or shapes, or an adapter does not fit its base.
-    """
-
-    def __init__(self, members: Sequence[Checkpoint]) -> None:
-        self.members = list(members)
-        folders = [(member.base or member).folder for member in members]
-        self.bases = {folder: TensorFolder(folder) for folder in dict.fromkeys(folders)}
-        self.base_of = [self.bases[folder] for folder in folders]
-        self.adapters = [
-            LoraAdapter(member.folder, base) if member.base else None
-            for member, base in zip(members, self.base_of, strict=True)
-        ]
-        self.first = self.base_of[0]
-        for other in self.bases.values():
-            _check_same_tensors(self.first, other)
-
-    @property
-    def specs(self) -> dict[str, TensorSpec]:
-        """Every tensor of the output: as the first model has them."""
-        return self.first.specs
-
-    def close(self) -> None:
-        """Close every file."""
-        for folder in self.bases.values():
-            folder.close()
-        for adapter in filter(None, self.adapters):
-            adapter.close()
 
 
 def merge(
@@ -80,7 +38,7 @@ def merge(
     out: Path,
     *,
     threads: int | None = None,
-    chunk: int = CHUNK,
+    max_memory: int | None = None,
 ) -> None:
     """Write the weighted sum of `members` to `out` as a Hugging Face folder, in the first one's types and shards.
 
@@ -91,18 +49,21 @@ def merge(
         members: K full checkpoints or LoRA adapters, the newest last.
         weights_RK: `(R, K)`, every row sums to 1.
         row_of: the row that a tensor takes, by the tensor's name.
-        threads: 1 to 64; by default the free cores.
+        threads: by default the free cores.
+        max_memory: bytes that the process may hold at most; chunks get smaller and threads fewer to keep to it.
 
     Raises:
-        BadInput: the models differ in structure, or a tensor holds NaN or Inf.
+        BadInput: the models differ in structure, a tensor holds NaN or Inf, or `max_memory` is not enough.
         Failed: `out` cannot be written.
     """
     pool = Pool(members)
+    threads = threads or len(os.sched_getaffinity(0))
+    chunk, threads = fit_memory(pool, threads, max_memory) if max_memory else (CHUNK, threads)
     out.mkdir(parents=True, exist_ok=True)
     try:
         with CheckpointWriter(out, pool.specs) as writer:
             combine = WeightedSum(pool, weights_RK, row_of)
-            walk(pool, combine, writer, threads or len(os.sched_getaffinity(0)), chunk)
+            walk(pool, combine, writer, threads, chunk)
         copy_side_files(pool.first.folder, out)
     finally:
         pool.close()
@@ -120,7 +81,7 @@ class WeightedSum:
         """The merged elements, float32 (float64 for a float64 tensor)."""
         shares = self.shares_R[self.row_of(part.name)]
         total_n = _sum_of_bases(part, shares.bases, buffers)
-        low_rank = self._low_rank(part.name)
+        low_rank = self.low_rank(part.name)
         if low_rank is not None:
             left_OR, right_RI = low_rank
             columns = right_RI.shape[1]
@@ -128,8 +89,8 @@ class WeightedSum:
             total_n.view(-1, columns).addmm_(left_OR[rows], right_RI)
         return total_n
 
-    @lru_cache(maxsize=4)  # noqa: B019 - the chunks of one tensor follow each other; a sum lives as long as its merge
-    def _low_rank(self, name: str) -> tuple[Tensor, Tensor] | None:
+    @lru_cache(maxsize=CACHED_TENSORS)  # noqa: B019 - the chunks of one tensor follow each other; a sum lives as long as its merge
+    def low_rank(self, name: str) -> tuple[Tensor, Tensor] | None:
         """sum_k w_k (alpha/r) B_k A_k as one product of two factors, the ranks side by side."""
         adapters = self.shares_R[self.row_of(name)].adapters
         factors = [(weight, adapter.factors(name)) for weight, adapter in adapters if adapter.changes(name)]
@@ -219,8 +180,8 @@ def walk(pool: Pool, combine: Combine, writer: CheckpointWriter, threads: int, c
     """
     floats = {name: spec for name, spec in pool.specs.items() if spec.dtype in FLOATS}
     for name in pool.specs.keys() - floats.keys():
-        writer.write(name, 0, memoryview(_same_in_all(pool, name)))
-    parts = [part for name, spec in floats.items() for part in _slices(name, spec, chunk)]
+        writer.write(name, 0, memoryview(pool.same_in_all(name)))
+    parts = [part for name, spec in floats.items() for part in slices(name, spec, chunk)]
     largest = max((part.stop - part.start for part in parts), default=0)
     waiting = iter(track(parts, "merge", total=len(parts)))
     taking, stopped = threading.Lock(), threading.Event()
@@ -251,13 +212,6 @@ def walk(pool: Pool, combine: Combine, writer: CheckpointWriter, threads: int, c
         torch.set_num_threads(before)
 
 
-def _slices(name: str, spec: TensorSpec, chunk: int) -> Iterator[Slice]:
-    columns = spec.shape[1] if len(spec.shape) == 2 else 1
-    step = max(1, chunk // columns) * columns
-    for start in range(0, spec.size, step):
-        yield Slice(name, start, min(start + step, spec.size))
-
-
 def _check_finite(total_n: Tensor, dtype: str, part: Slice, pool: Pool) -> None:
     if not len(total_n):
         return
@@ -273,32 +227,3 @@ def _check_finite(total_n: Tensor, dtype: str, part: Slice, pool: Pool) -> None:
         if adapter and adapter.changes(part.name) and not all(f.isfinite().all() for f in adapter.factors(part.name)):
             raise BadInput(f"tensor {part.name} holds NaN or Inf in adapter {adapter.folder}; leave out that model")
     raise BadInput(f"the merge of tensor {part.name} is too large for {dtype}; lower the scale, or use a wider type")
-
-
-def _same_in_all(pool: Pool, name: str) -> bytearray:
-    """The bytes of a tensor that holds no floating-point numbers, such as a buffer of positions."""
-    content = pool.first.read(name)
-    for folder in pool.bases.values():
-        if folder.read(name) != content:
-            raise BadInput(
-                f"tensor {name} ({pool.specs[name].dtype}) differs between {pool.first.folder} and {folder.folder}, "
-                "and integers cannot be averaged; only models with the same can be merged"
-            )
-    return content
-
-
-def _check_same_tensors(first: TensorFolder, other: TensorFolder) -> None:
-    for name in sorted(first.specs.keys() | other.specs.keys()):
-        specs = first.specs.get(name), other.specs.get(name)
-        if specs[0] is None or specs[1] is None:
-            where = other.folder if specs[1] is None else first.folder
-            raise BadInput(f"tensor {name} is missing in {where}; only models of one architecture can be merged")
-        if specs[0].shape != specs[1].shape:
-            raise BadInput(
-                f"tensor {name} is {_shape(specs[0])} in {first.folder} and {_shape(specs[1])} in {other.folder}; "
-                "only models of one architecture can be merged"
-            )
-
-
-def _shape(spec: TensorSpec) -> str:
-    return " x ".join(map(str, spec.shape))

@@ -1,0 +1,89 @@
+"""What a merge would do, before it does it: layers, parameters, sizes, and the memory that it will need."""
+
+from __future__ import annotations
+
+import os
+
+from rich.table import Table
+
+from recall.chunks import CHUNK, fit_memory, memory_needed
+from recall.merge_job import MergeRequest
+from recall.model_sources import check_alike, find_models
+from recall.pool import Pool
+from recall.results import Frozen
+from recall.structure import checkpoint_layers
+
+
+class LayerPlan(Frozen):
+    """One layer: how many tensors and parameters it has, and its size in the output."""
+
+    name: str
+    tensors: int
+    parameters: int
+    bytes: int
+
+
+class MergePlan(Frozen):
+    """`memory` is what the merge itself needs, in bytes; representations take the largest model in float32 besides."""
+
+    models: list[str]
+    layers: list[LayerPlan]
+    parameters: int
+    bytes: int
+    memory: int
+    representations_memory: int
+    threads: int
+    chunk: int
+
+
+def merge_plan(request: MergeRequest) -> MergePlan:
+    """Check the models of a request, and say what their merge takes; nothing is written.
+
+    Raises:
+        BadInput: as `recall.merge_job.merge_models`.
+    """
+    members = find_models(request.models)
+    check_alike(members)
+    pool = Pool(members)
+    try:
+        layers = checkpoint_layers(members[0])
+        plans = []
+        for number, name in enumerate(layers.names):
+            specs = [spec for tensor, spec in pool.specs.items() if layers.of(tensor) == number]
+            sizes = sum(spec.size for spec in specs), sum(spec.nbytes for spec in specs)
+            plans.append(LayerPlan(name=name, tensors=len(specs), parameters=sizes[0], bytes=sizes[1]))
+        threads, chunk = request.threads or len(os.sched_getaffinity(0)), CHUNK
+        if request.max_memory:
+            chunk, threads = fit_memory(pool, threads, request.max_memory)
+        parameters = sum(plan.parameters for plan in plans)
+        return MergePlan(
+            models=request.models,
+            layers=plans,
+            parameters=parameters,
+            bytes=sum(plan.bytes for plan in plans),
+            memory=memory_needed(pool, threads, chunk),
+            representations_memory=0 if request.weights else parameters * 4,
+            threads=threads,
+            chunk=chunk,
+        )
+    finally:
+        pool.close()
+
+
+def plan_table(plan: MergePlan) -> Table:
+    """The plan for people."""
+    table = Table(
+        title=f"{len(plan.models)} models of {plan.parameters:,} parameters",
+        caption=f"{plan.bytes / 1e9:.2f} GB to write; the merge needs {plan.memory / 1e6:.0f} MB "
+        f"({plan.threads} threads, {plan.chunk:,} elements a chunk)"
+        + (
+            f", representations {plan.representations_memory / 1e9:.2f} GB besides, one model in float32 at a time"
+            if plan.representations_memory
+            else ""
+        ),
+    )
+    for heading in ("layer", "tensors", "parameters", "MB"):
+        table.add_column(heading, justify="left" if heading == "layer" else "right")
+    for layer in plan.layers:
+        table.add_row(layer.name, str(layer.tensors), f"{layer.parameters:,}", f"{layer.bytes / 1e6:.1f}")
+    return table

@@ -1,0 +1,26 @@
+"""The model card of a merged model: what it was made from, and how."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+if TYPE_CHECKING:
+    from recall.merge_job import MergeRecord
+
+
+def model_card(record: MergeRecord, name: str) -> str:
+    """Markdown with the front matter that the Hugging Face hub reads."""
+    templates = Environment(
+        loader=PackageLoader("recall"), undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False
+    )
+    return templates.get_template("model_card.md.j2").render(
+        name=name,
+        models=record.models,
+        rows=list(zip(record.layers, record.weights, strict=True)),
+        adapter=bool(record.settings["as_adapter"]),
+        adapter_error=record.adapter_error,
+        samples=record.samples,
+        settings=record.settings,
+    )
