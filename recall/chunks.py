@@ -29,6 +29,7 @@ class Slice:
 
 
 def slices(name: str, spec: TensorSpec, chunk: int) -> Iterator[Slice]:
+    """Cut one tensor into slices of at most `chunk` elements, or of one row where a row is longer."""
     step = _slice_size(spec, chunk)
     for start in range(0, spec.size, step):
         yield Slice(name, start, min(start + step, spec.size))

@@ -163,7 +163,7 @@ def _read_weights(path: Path, models: int) -> _GivenWeights:
 def _check_rows(given: _GivenWeights, layers: list[str], models: int) -> None:
     if len(given.weights) != len(layers):
         raise BadInput(
-            f"the weights have {len(given.weights)} rows, but the models have {len(layers)} layers (embeddings included)"
+            f"the weights have {len(given.weights)} rows, the models {len(layers)} layers (with the embeddings)"
         )
     for layer, row in zip(layers, given.weights, strict=True):
         if len(row) != models or abs(sum(row) - 1) > 1e-6 or not np.isfinite(row).all():
@@ -230,9 +230,10 @@ def _weigh(request: MergeRequest, members: Sequence[Checkpoint]) -> _GivenWeight
     hidden = []
     for name, member in zip(request.models, members, strict=True):
         with loaded(member, torch.float32) as (model, tokenizer):
-            hidden.append(represent(
-                model, tokenizer, prompts, batch_size=batch_size, max_tokens=max_tokens, what=f"represent {name}",
-            )  # fmt: skip)
+            states_LPE = represent(
+                model, tokenizer, prompts, batch_size=batch_size, max_tokens=max_tokens, what=f"represent {name}"
+            )
+            hidden.append(states_LPE)
     similarities_LK, sigma_L = similarities(np.stack(hidden), request.weighting.sigma)
     weights_LK = weights(similarities_LK, request.weighting.temperature, request.weighting.alignment_threshold)
     return _GivenWeights(

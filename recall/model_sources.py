@@ -105,5 +105,5 @@ def _check_same_vocabulary(
     token = next(token for token in [*ours, *theirs] if ours.get(token) != theirs.get(token))
     raise BadInput(
         f"the tokenizers differ: token {token!r} is {ours.get(token, 'missing')} in {first} ({len(ours)} tokens) and "
-        f"{theirs.get(token, 'missing')} in {other} ({len(theirs)} tokens); only models that read text alike can be merged"
+        f"{theirs.get(token, 'missing')} in {other} ({len(theirs)} tokens); merge models that read text alike"
     )
