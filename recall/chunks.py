@@ -40,27 +40,31 @@ def _slice_size(spec: TensorSpec, chunk: int) -> int:
     return max(1, chunk // max(1, columns)) * max(1, columns)
 
 
-def memory_needed(pool: Pool, threads: int, chunk: int) -> int:
-    """Bytes that a merge holds at most: the process as it is now, a few chunks a thread, the factors of one tensor."""
+def memory_needed(pool: Pool, threads: int, chunk: int, chunk_tensors: int = 0) -> int:
+    """Bytes that a merge holds at most: the process as it is now, a few chunks a thread, the factors of one tensor.
+
+    `chunk_tensors` float32 tensors of a chunk's size are held by the method itself.
+    """
     largest = max((_slice_size(spec, chunk) for spec in pool.specs.values()), default=0)
     ranks: dict[str, int] = {}
     for adapter in filter(None, pool.adapters):
         for target in adapter.targets:
             ranks[target] = ranks.get(target, 0) + adapter.rank(target)
     factors = max((rank * sum(pool.specs[target].shape) * 4 for target, rank in ranks.items()), default=0)
-    return process_memory() + threads * largest * BYTES_AN_ELEMENT + factors * 2 * CACHED_TENSORS
+    each_thread = largest * (BYTES_AN_ELEMENT + 4 * chunk_tensors)
+    return process_memory() + threads * each_thread + factors * 2 * CACHED_TENSORS
 
 
-def fit_memory(pool: Pool, threads: int, limit: int) -> tuple[int, int]:
+def fit_memory(pool: Pool, threads: int, limit: int, chunk_tensors: int = 0) -> tuple[int, int]:
     """The chunk and the number of threads with which a merge keeps to `limit` bytes.
 
     Raises:
         BadInput: even one thread with the smallest chunks needs more.
     """
     chunk = CHUNK
-    while memory_needed(pool, threads, chunk) > limit and (chunk > SMALLEST_CHUNK or threads > 1):
+    while memory_needed(pool, threads, chunk, chunk_tensors) > limit and (chunk > SMALLEST_CHUNK or threads > 1):
         chunk, threads = (chunk // 2, threads) if chunk > SMALLEST_CHUNK else (chunk, threads - 1)
-    needed = memory_needed(pool, threads, chunk)
+    needed = memory_needed(pool, threads, chunk, chunk_tensors)
     if needed > limit:
         raise BadInput(
             f"this merge needs {needed / 1e6:.0f} MB, but --max-memory allows {limit / 1e6:.0f} MB; raise it"

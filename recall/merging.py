@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +31,8 @@ from recall.progress import track
 from recall.tensor_files import FLOATS, ITEM_BYTES, CheckpointWriter, TensorFolder
 from recall.torch_types import TORCH_TYPES
 
+T = TypeVar("T")
+
 
 def merge(
     members: Sequence[Checkpoint],
@@ -40,17 +43,40 @@ def merge(
     threads: int | None = None,
     max_memory: int | None = None,
 ) -> None:
-    """Write the weighted sum of `members` to `out` as a Hugging Face folder, in the first one's types and shards.
+    """Write the weighted sum of `members` to `out` as a Hugging Face folder (DESIGN 2, step 6).
 
-    With several models of one base the base is read once: theta_0 + sum_k w_k (alpha/r) B_k A_k. Full checkpoints are
-    summed in the order in which they are listed. Where all models agree the parameter is given back bit for bit.
+    The sum over models runs in float32 (float64 for float64 tensors) in the order of `members` and is rounded once;
+    where all models hold the same value, it comes out bit for bit. LoRA adapters over one base cost one read of it.
 
     Args:
         members: K full checkpoints or LoRA adapters, the newest last.
         weights_RK: `(R, K)`, every row sums to 1.
         row_of: the row that a tensor takes, by the tensor's name.
+        threads: see `merge_by`, as for `max_memory` and the errors.
+    """
+    merge_by(
+        members, lambda pool, _: WeightedSum(pool, weights_RK, row_of), out, threads=threads, max_memory=max_memory
+    )
+
+
+def merge_by(
+    members: Sequence[Checkpoint],
+    method: Method,
+    out: Path,
+    *,
+    threads: int | None = None,
+    max_memory: int | None = None,
+    chunk_tensors: int = 0,
+) -> None:
+    """Write what `method` makes of `members` to `out` as a Hugging Face folder, in the first one's types and shards.
+
+    Config, generation config and tokenizer come from the first model.
+
+    Args:
+        method: makes the function that computes a chunk of the output, once the models are open.
         threads: by default the free cores.
         max_memory: bytes that the process may hold at most; chunks get smaller and threads fewer to keep to it.
+        chunk_tensors: how many float32 tensors of a chunk's size the method holds besides its `Buffers`.
 
     Raises:
         BadInput: the models differ in structure, a tensor holds NaN or Inf, or `max_memory` is not enough.
@@ -58,11 +84,13 @@ def merge(
     """
     pool = Pool(members)
     threads = threads or len(os.sched_getaffinity(0))
-    chunk, threads = fit_memory(pool, threads, max_memory) if max_memory else (CHUNK, threads)
+    chunk = CHUNK
+    if max_memory:
+        chunk, threads = fit_memory(pool, threads, max_memory, chunk_tensors)
     out.mkdir(parents=True, exist_ok=True)
     try:
+        combine = method(pool, threads)
         with CheckpointWriter(out, pool.specs) as writer:
-            combine = WeightedSum(pool, weights_RK, row_of)
             walk(pool, combine, writer, threads, chunk)
         copy_side_files(pool.first.folder, out)
     finally:
@@ -170,35 +198,50 @@ class Buffers:
 
 
 Combine = Callable[[Slice, Buffers], Tensor]
+Method = Callable[[Pool, int], Combine]
 
 
 def walk(pool: Pool, combine: Combine, writer: CheckpointWriter, threads: int, chunk: int) -> None:
-    """Compute every chunk of the output and write it; each thread reads, computes and writes by itself.
-
-    While one thread waits for the disk another computes. Torch's own threads stay off meanwhile: on chunks of this
-    size they would spin more than they work.
-    """
+    """Compute every chunk of the output and write it; each thread reads, computes and writes by itself."""
     floats = {name: spec for name, spec in pool.specs.items() if spec.dtype in FLOATS}
     for name in pool.specs.keys() - floats.keys():
         writer.write(name, 0, memoryview(pool.same_in_all(name)))
     parts = [part for name, spec in floats.items() for part in slices(name, spec, chunk)]
     largest = max((part.stop - part.start for part in parts), default=0)
-    waiting = iter(track(parts, "merge", total=len(parts)))
+
+    def start() -> Callable[[Slice], None]:
+        buffers = Buffers(largest)
+
+        def work(part: Slice) -> None:
+            total_n = combine(part, buffers)
+            dtype = pool.specs[part.name].dtype
+            _check_finite(total_n, dtype, part, pool)
+            writer.write(part.name, part.start, buffers.rounded(total_n, dtype))
+
+        return work
+
+    in_threads(parts, start, threads, "merge")
+
+
+def in_threads(items: Sequence[T], start: Callable[[], Callable[[T], None]], threads: int, what: str) -> None:
+    """Do the work that `start` returns, once a thread, on every item; the first error stops all.
+
+    While one thread waits for the disk another computes. Torch's own threads stay off meanwhile: on chunks of this
+    size they would spin more than they work.
+    """
+    waiting = iter(track(items, what, total=len(items)))
     taking, stopped = threading.Lock(), threading.Event()
 
-    def work() -> None:
+    def run() -> None:
         torch.set_num_threads(1)
-        buffers = Buffers(largest)
         try:
+            work = start()
             while not stopped.is_set():
                 with taking:
-                    part = next(waiting, None)
-                if part is None:
+                    item = next(waiting, None)
+                if item is None:
                     return
-                total_n = combine(part, buffers)
-                dtype = pool.specs[part.name].dtype
-                _check_finite(total_n, dtype, part, pool)
-                writer.write(part.name, part.start, buffers.rounded(total_n, dtype))
+                work(item)
         except BaseException:
             stopped.set()
             raise
@@ -206,7 +249,7 @@ def walk(pool: Pool, combine: Combine, writer: CheckpointWriter, threads: int, c
     before = torch.get_num_threads()
     try:
         with ThreadPoolExecutor(threads) as executor:
-            for done in [executor.submit(work) for _ in range(threads)]:
+            for done in [executor.submit(run) for _ in range(threads)]:
                 done.result()
     finally:
         torch.set_num_threads(before)

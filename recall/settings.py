@@ -72,14 +72,33 @@ class RepresentationSettings(Frozen):
 
     batch_size: int = Field(16, gt=0)
     max_tokens: int = Field(512, gt=0)
+    pooling: Literal["mean", "last", "skip_first"] = Field(
+        "mean", description="over a prompt's tokens; skip_first leaves out the first, whose norm is massive in LLMs"
+    )
 
 
 class WeightingSettings(Frozen):
     """Similarity to the newest model and the softmax over models (DESIGN 2, steps 4 and 5)."""
 
+    similarity: Literal["rbf", "cka", "cosine"] = "rbf"
     sigma: Literal["median"] | Annotated[float, Field(gt=0)] = "median"
     temperature: float = Field(1.0, gt=0)
     alignment_threshold: float = Field(0.0, ge=0, le=1)
+    granularity: Literal["model", "group", "layer", "module"] = Field(
+        "layer", description="what shares one weight a model; module takes attention and MLP of a block apart"
+    )
+    group_size: int = Field(4, gt=0, description="blocks that share one weight with granularity group")
+
+
+class MergingSettings(Frozen):
+    """What the merge methods beside RECALL read; a method reads only those that it names."""
+
+    scale: float = Field(1.0, description="of task vectors: task_arithmetic, ties, dare, pruned_average")
+    density: float = Field(0.2, gt=0, le=1, description="share of a task vector that stays: ties, dare, pruned_average")
+    fraction: float = Field(0.5, ge=0, le=1, description="of the way from the first model to the second: slerp")
+    loss_temperature: float = Field(1.0, gt=0, description="of the softmax over losses: lm_cocktail")
+    shrink: float = Field(0.9, ge=0, le=1, description="of off-diagonal second moments: regmean")
+    seed: int = Field(0, ge=0, lt=SEEDS, description="of what is dropped: dare")
 
 
 class UpdateSettings(Frozen):

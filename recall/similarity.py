@@ -1,5 +1,7 @@
 """How alike two models represent the same samples, layer by layer (RECALL, equation 3; DESIGN 2, step 4).
 
+RECALL takes the RBF kernel; linear CKA and the cosine are alternatives that need no sigma.
+
 Shape suffixes: K models (the newest last), L layers, P samples, E hidden size.
 """
 
@@ -10,30 +12,43 @@ from typing import Literal
 import numpy as np
 from scipy.spatial.distance import pdist
 
+Similarity = Literal["rbf", "cka", "cosine"]
+
 
 def similarities(
-    representations_KLPE: np.ndarray, sigma: Literal["median"] | float = "median"
+    representations_KLPE: np.ndarray, sigma: Literal["median"] | float = "median", kind: Similarity = "rbf"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """RBF similarity of every model to the newest at every layer.
+    """Similarity of every model to the newest at every layer.
 
-    S_l^k = mean over p of exp(-||r_l^k(p) - r_l^N(p)||^2 / (2 sigma_l^2)).
+    rbf: S_l^k = mean over p of exp(-||r_l^k(p) - r_l^N(p)||^2 / (2 sigma_l^2)).
+    cosine: the mean over p of the cosine of r_l^k(p) and r_l^N(p).
+    cka: linear CKA (Kornblith et al. 2019, equations 3 and 4), which turning and scaling do not change.
 
     Args:
         representations_KLPE: `(K, L, P, E)`, the newest model last.
-        sigma: "median" for the median heuristic of the newest model at each layer, or one fixed value for all.
+        sigma: "median" for the median heuristic of the newest model at each layer, or one fixed value for all; read by
+            the RBF kernel alone.
 
     Returns:
-        similarities_LK `(L, K)` in [0, 1], float64, and sigma_L `(L,)`.
+        similarities_LK `(L, K)`, float64, in [0, 1] (the cosine in [-1, 1]), exactly 1 for an equal model; and sigma_L
+        `(L,)`, empty where there is none.
     """
     newest_LPE = representations_KLPE[-1].astype(np.float64)
-    layers = newest_LPE.shape[0]
-    sigma_L = (
-        np.array([median_sigma(newest_PE) for newest_PE in newest_LPE]) if sigma == "median" else np.full(layers, sigma)
-    )
+    layers = len(newest_LPE)
+    sigma_L = np.empty(0)
+    if kind == "rbf":
+        median = sigma == "median"
+        sigma_L = np.array([median_sigma(newest_PE) for newest_PE in newest_LPE]) if median else np.full(layers, sigma)
     columns = []
-    for representations_LPE in representations_KLPE:
-        distances_LP = np.square(representations_LPE.astype(np.float64) - newest_LPE).sum(axis=-1)
-        columns.append(_kernel(distances_LP, sigma_L[:, None]).mean(axis=-1))
+    for representations_LPE in representations_KLPE.astype(np.float64):
+        if kind == "rbf":
+            distances_LP = np.square(representations_LPE - newest_LPE).sum(axis=-1)
+            column_L = _kernel(distances_LP, sigma_L[:, None]).mean(axis=-1)
+        else:
+            measure = {"cosine": _cosine, "cka": _linear_cka}[kind]
+            pairs = zip(representations_LPE, newest_LPE, strict=True)
+            column_L = np.array([1.0 if np.array_equal(*pair) else measure(*pair) for pair in pairs])
+        columns.append(column_L)
     return np.stack(columns, axis=1), sigma_L
 
 
@@ -47,3 +62,18 @@ def _kernel(distances: np.ndarray, sigma: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore", invalid="ignore"):
         values = np.exp(-distances / (2 * np.square(sigma)))
     return np.where(distances == 0, 1.0, values)
+
+
+def _cosine(first_PE: np.ndarray, second_PE: np.ndarray) -> float:
+    """A vector of zeros is like nothing but itself."""
+    norms_P = np.linalg.norm(first_PE, axis=1) * np.linalg.norm(second_PE, axis=1)
+    products_P = (first_PE * second_PE).sum(axis=1)
+    cosines_P = np.divide(products_P, norms_P, out=np.zeros_like(products_P), where=norms_P > 0)
+    return float(cosines_P.clip(-1, 1).mean())
+
+
+def _linear_cka(first_PE: np.ndarray, second_PE: np.ndarray) -> float:
+    """By the P x P Gram matrices, as P is smaller than E; 0 where a model tells no two samples apart."""
+    grams = [centred_PE @ centred_PE.T for centred_PE in (r - r.mean(axis=0) for r in (first_PE, second_PE))]
+    norms = np.linalg.norm(grams[0]) * np.linalg.norm(grams[1])
+    return float(min((grams[0] * grams[1]).sum() / norms, 1.0)) if norms else 0.0

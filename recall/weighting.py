@@ -1,11 +1,38 @@
 """Merge weights: a softmax over the models at every layer (RECALL, equation 4; DESIGN 2, step 5).
 
-Shape suffixes: L layers, K models (the newest last).
+Shape suffixes: L layers, K models (the newest last), P samples, E hidden size.
 """
 
 from __future__ import annotations
 
 import numpy as np
+
+from recall.settings import WeightingSettings
+from recall.similarity import similarities
+
+
+def weigh(representations_KLPE: np.ndarray, settings: WeightingSettings) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Steps 4 and 5 of the method: from representations of the same samples to weights.
+
+    Args:
+        representations_KLPE: `(K, L, P, E)`, the newest model last; two rows a block with granularity `module`.
+
+    Returns:
+        weights_LK, similarities_LK (before any mean over layers) and sigma_L, see `recall.similarity.similarities`.
+    """
+    similarities_LK, sigma_L = similarities(representations_KLPE, settings.sigma, settings.similarity)
+    shared_LK = share_over_layers(similarities_LK, settings)
+    return weights(shared_LK, settings.temperature, settings.alignment_threshold), similarities_LK, sigma_L
+
+
+def share_over_layers(similarities_LK: np.ndarray, settings: WeightingSettings) -> np.ndarray:
+    """The mean similarity over the model, or over each `group_size` blocks (the embeddings go with the first)."""
+    blocks = len(similarities_LK) - 1
+    if settings.granularity not in ("model", "group"):
+        return similarities_LK
+    size = settings.group_size if settings.granularity == "group" else max(blocks, 1)
+    group_L = np.array([0, *(block // size for block in range(blocks))])
+    return np.stack([similarities_LK[group_L == group].mean(axis=0) for group in group_L])
 
 
 def weights(similarities_LK: np.ndarray, temperature: float = 1.0, alignment_threshold: float = 0.0) -> np.ndarray:
@@ -32,3 +59,17 @@ def uniform(layers: int, models: int) -> np.ndarray:
 def newest_only(layers: int, models: int) -> np.ndarray:
     """Plain sequential fine-tuning, as a merge: `(L, K)` with 1 for the newest model."""
     return np.tile(np.eye(models)[-1], (layers, 1))
+
+
+def task_arithmetic(layers: int, models: int, scale: float) -> np.ndarray:
+    """theta_0 + scale x sum_k (theta_k - theta_0), as a merge (Ilharco et al. 2023): the first model's weight is the rest."""
+    row_K = np.full(models, scale)
+    row_K[0] = 1 - scale * (models - 1)
+    return np.tile(row_K, (layers, 1))
+
+
+def by_loss(losses_K: np.ndarray, temperature: float, layers: int) -> np.ndarray:
+    """LM-Cocktail (Xiao et al. 2023, equation 2): softmax over models of -loss / temperature, the same at every layer."""
+    logits_K = -(losses_K - losses_K.min()) / temperature
+    exponentials_K = np.exp(logits_K)
+    return np.tile(exponentials_K / exponentials_K.sum(), (layers, 1))

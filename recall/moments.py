@@ -1,0 +1,141 @@
+"""Second moments of what enters each linear map of a model, over typical samples: what RegMean keeps of an expert.
+
+No text is kept, only a matrix a map. Shapes: B batch, T tokens, I inputs of a map, n tokens that are no padding.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
+
+from recall.errors import BadInput, one_line
+from recall.progress import track
+
+FILE = "moments.safetensors"
+
+
+class Moments:
+    """G = mean over tokens of x x^T, `(I, I)` float32, by the name of the weight that x enters.
+
+    Maps that read the same x (query, key and value, say) share one matrix: `matrices` has it under the first one's
+    name, `shared` gives that name for each. `transposed` are the weights that are kept as (inputs, outputs).
+    """
+
+    def __init__(
+        self, matrices: dict[str, Tensor], shared: dict[str, str], transposed: frozenset[str], tokens: int
+    ) -> None:
+        self.matrices = matrices
+        self.shared = shared
+        self.transposed = transposed
+        self.tokens = tokens
+
+    def __getitem__(self, weight: str) -> Tensor:
+        return self.matrices[self.shared[weight]]
+
+    def save(self, path: Path) -> None:
+        """Write them as safetensors."""
+        facts = {"shared": self.shared, "transposed": sorted(self.transposed), "tokens": self.tokens}
+        save_file(self.matrices, path, metadata={"moments": json.dumps(facts, sort_keys=True)})
+
+
+def second_moments(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    *,
+    batch_size: int,
+    max_tokens: int,
+    what: str = "moments",
+) -> Moments:
+    """The second moments of the inputs of every linear map but the output head (RegMean, Jin et al. 2023, section 3.1).
+
+    Args:
+        prompts: P texts; one longer than `max_tokens` loses its beginning.
+    """
+    tokens = [tokenizer(prompt).input_ids[-max_tokens:] for prompt in prompts]
+    tokens.sort(key=len)
+    batches = [tokens[start : start + batch_size] for start in range(0, len(tokens), batch_size)]
+    body: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    with _summing(body) as sums:
+        for batch in track(batches, what, total=len(batches)):
+            _forward(body, batch, sums)
+    count = sum(map(len, tokens))
+    means = {name: total_II / count for name, total_II in sums.totals.items()}
+    return Moments(means, sums.shared, frozenset(sums.transposed), count)
+
+
+class _Sums:
+    def __init__(self) -> None:
+        self.mask_BT = torch.empty(0)
+        self.totals: dict[str, Tensor] = {}
+        self.shared: dict[str, str] = {}
+        self.transposed: set[str] = set()
+        self._last: tuple[Tensor, str] | None = None
+
+    def add(self, weight: str, hidden_BTI: Tensor) -> None:
+        # The very same tensor as before: kept alive here, so that its identity says so.
+        if self._last is not None and self._last[0] is hidden_BTI:
+            self.shared[weight] = self._last[1]
+            return
+        self._last = hidden_BTI, weight
+        self.shared[weight] = weight
+        rows_nI = hidden_BTI[self.mask_BT].float()
+        moment_II = (rows_nI.T @ rows_nI).cpu()
+        self.totals[weight] = self.totals[weight] + moment_II if weight in self.totals else moment_II
+
+
+@torch.inference_mode()
+def _forward(body: Any, rows: list[list[int]], sums: _Sums) -> None:
+    width = max(map(len, rows))
+    ids_BT = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=body.device)
+    sums.mask_BT = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in rows], device=body.device)
+    body.base_model(input_ids=ids_BT, attention_mask=sums.mask_BT.long(), use_cache=False)
+
+
+@contextmanager
+def _summing(body: nn.Module) -> Iterator[_Sums]:
+    sums = _Sums()
+
+    def hook(weight: str) -> Callable[..., None]:
+        return lambda _, args: sums.add(weight, args[0])
+
+    handles = []
+    for name, module in body.named_modules():
+        if isinstance(module, nn.Linear | Conv1D) and ".lora_" not in name:
+            weight = f"{name.removesuffix('.base_layer')}.weight"
+            handles.append(module.register_forward_pre_hook(hook(weight)))
+            if isinstance(module, Conv1D):
+                sums.transposed.add(weight)
+    try:
+        yield sums
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def read_moments(path: Path) -> Moments:
+    """The moments that an expert left behind.
+
+    Raises:
+        BadInput: the file is missing or damaged.
+    """
+    if not path.is_file():
+        raise BadInput(f"{path} is missing; make it from the model's typical samples with `recall moments`")
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = json.loads(file.metadata()["moments"])
+            matrices = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        return Moments(matrices, facts["shared"], frozenset(facts["transposed"]), facts["tokens"])
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise BadInput(f"{path} holds no moments ({one_line(error)}); make it again with `recall moments`") from error
