@@ -6,14 +6,14 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from flows.environment import set_defaults
-from recall.errors import BadInput, Failed
-from recall.progress import console
+from flows.merge_command import merge, moments
+from flows.one_sentence import Debug, Json, errors_in_one_sentence
 from recall.results import StreamResult
 from recall.settings import Settings, load_settings
 
@@ -24,8 +24,6 @@ Profile = Annotated[str | None, typer.Option(help="lay profiles/NAME.yaml over t
 Overrides = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="change one setting, e.g. finetuning.epochs=3")
 ]
-Json = Annotated[bool, typer.Option("--json", help="print JSON to standard output")]
-Debug = Annotated[bool, typer.Option(help="show the traceback of an error")]
 
 
 @app.callback()
@@ -101,83 +99,8 @@ def _show(found: dict[str, Any], seconds: float) -> None:
     out.print(f"report: {Path(found['summary']['report']).resolve()}", soft_wrap=True)
 
 
-@app.command()
-def merge(
-    model: Annotated[list[str], typer.Option(help="a folder, a hub id or a LoRA adapter; the newest last")],
-    out: Annotated[Path, typer.Option(help="the folder to write; must not exist")],
-    samples: Annotated[
-        Path | None, typer.Option(help="JSON lines with text or prompt: what the weights come from")
-    ] = None,
-    weights: Annotated[Path | None, typer.Option(help="a recall.json with the weights; then no samples")] = None,
-    clusters: Annotated[int, typer.Option(help="how many typical samples to choose by K-means")] = 20,
-    all_samples: Annotated[bool, typer.Option("--all-samples", help="use every sample")] = False,
-    sigma: Annotated[str, typer.Option(help="median, or one number for all layers")] = "median",
-    temperature: Annotated[float, typer.Option(help="of the softmax over models")] = 1.0,
-    alignment_threshold: Annotated[float, typer.Option(help="less alike at a layer: no weight there")] = 0.0,
-    as_adapter: Annotated[bool, typer.Option("--as-adapter", help="write one LoRA adapter, not full weights")] = False,
-    rank: Annotated[int | None, typer.Option(help="cut the adapter to this rank; the error is stated")] = None,
-    threads: Annotated[int | None, typer.Option(help="default: the free cores")] = None,
-    max_memory: Annotated[str | None, typer.Option(help="for the merge itself, e.g. 500MB")] = None,
-    no_hashes: Annotated[
-        bool, typer.Option("--no-hashes", help="leave the inputs' SHA-256 out of recall.json")
-    ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="show layers, sizes and memory; write nothing")] = False,
-    as_json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Merge models of one architecture layer by layer, by given weights or by how alike they represent samples."""
-    started = time.monotonic()
-    with errors_in_one_sentence(debug):
-        from recall.merge_job import merge_models, merge_request
-
-        request = merge_request(
-            models=model,
-            out=out,
-            samples=samples,
-            weights=weights,
-            clusters=None if all_samples else clusters,
-            weighting={"sigma": sigma, "temperature": temperature, "alignment_threshold": alignment_threshold},
-            as_adapter=as_adapter,
-            rank=rank,
-            threads=threads,
-            max_memory=max_memory,
-            hash_inputs=not no_hashes,
-        )
-        if dry_run:
-            from recall.merge_plan import merge_plan, plan_table
-
-            plan = merge_plan(request)
-            console.print_json(plan.model_dump_json()) if as_json else Console().print(plan_table(plan))
-            return
-        record = merge_models(request)
-    if as_json:
-        print(record.model_dump_json(indent=1))
-    else:
-        print(f"{len(record.models)} models merged in {time.monotonic() - started:.1f} s: {out}")
-
-
-class errors_in_one_sentence:  # noqa: N801 - reads as a statement: with errors_in_one_sentence(debug)
-    """Turn an error into one sentence on stderr and exit code 2 (bad input) or 1 (failed)."""
-
-    def __init__(self, debug: bool) -> None:
-        self.debug = debug
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        if error is None or self.debug or not isinstance(error, Exception):
-            return
-        sentence = str(error)
-        if not isinstance(error, BadInput | Failed):
-            first_line = sentence.splitlines()[0] if sentence else "no message"
-            sentence = f"{type(error).__name__}: {first_line} (--debug shows where)"
-        console.print(f"recall: {sentence}", style="red", markup=False, highlight=False, soft_wrap=True)
-        _exit(2 if isinstance(error, BadInput) else 1)
-
-
-def _exit(code: int) -> NoReturn:
-    sys.exit(code)
+app.command()(merge)
+app.command()(moments)
 
 
 def main() -> None:

@@ -64,6 +64,13 @@ def check_architecture(folder: Path) -> None:
         raise BadInput(f"checkpoint {folder} has model_type {model_type!r}, which transformers knows no causal LM for")
 
 
+def is_causal_lm(checkpoint: Checkpoint) -> bool:
+    """Does the checkpoint say that it continues text, so that its loss on a text means something?"""
+    config = read_json((checkpoint.base or checkpoint).folder / "config.json")
+    names = config.get("architectures") or []
+    return any(name.endswith(("ForCausalLM", "LMHeadModel")) and not name.startswith("Bert") for name in names)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A checkpoint's JSON file.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -32,6 +33,12 @@ def loaded(
         yield adapted, tokenizer
     finally:
         adapted.unload()
+
+
+def forget() -> None:
+    """Let the model in memory go, so that a merge has the memory for itself."""
+    _slot.clear()
+    gc.collect()
 
 
 def _full_model(

@@ -7,8 +7,9 @@ import os
 from rich.table import Table
 
 from recall.chunks import CHUNK, fit_memory, memory_needed
-from recall.merge_job import MergeRequest
-from recall.model_sources import check_alike, find_models
+from recall.merge_job import checked_members
+from recall.merge_request import MergeRequest
+from recall.methods import held_memory
 from recall.pool import Pool
 from recall.results import Frozen
 from recall.structure import checkpoint_layers
@@ -42,27 +43,27 @@ def merge_plan(request: MergeRequest) -> MergePlan:
     Raises:
         BadInput: as `recall.merge_job.merge_models`.
     """
-    members = find_models(request.models)
-    check_alike(members)
+    members = checked_members(request)
     pool = Pool(members)
     try:
-        layers = checkpoint_layers(members[0])
+        layers = checkpoint_layers(members[0], modules=request.weighting.granularity == "module")
         plans = []
         for number, name in enumerate(layers.names):
             specs = [spec for tensor, spec in pool.specs.items() if layers.of(tensor) == number]
             sizes = sum(spec.size for spec in specs), sum(spec.nbytes for spec in specs)
             plans.append(LayerPlan(name=name, tensors=len(specs), parameters=sizes[0], bytes=sizes[1]))
         threads, chunk = request.threads or len(os.sched_getaffinity(0)), CHUNK
+        chunk_tensors, held = held_memory(request.method, members)
         if request.max_memory:
-            chunk, threads = fit_memory(pool, threads, request.max_memory)
+            chunk, threads = fit_memory(pool, threads, request.max_memory - held, chunk_tensors)
         parameters = sum(plan.parameters for plan in plans)
         return MergePlan(
             models=request.models,
             layers=plans,
             parameters=parameters,
             bytes=sum(plan.bytes for plan in plans),
-            memory=memory_needed(pool, threads, chunk),
-            representations_memory=0 if request.weights else parameters * 4,
+            memory=memory_needed(pool, threads, chunk, chunk_tensors) + held,
+            representations_memory=parameters * 4 if request.samples or request.generate else 0,
             threads=threads,
             chunk=chunk,
         )

@@ -67,6 +67,7 @@ def merge_by(
     threads: int | None = None,
     max_memory: int | None = None,
     chunk_tensors: int = 0,
+    held: int = 0,
 ) -> None:
     """Write what `method` makes of `members` to `out` as a Hugging Face folder, in the first one's types and shards.
 
@@ -77,6 +78,7 @@ def merge_by(
         threads: by default the free cores.
         max_memory: bytes that the process may hold at most; chunks get smaller and threads fewer to keep to it.
         chunk_tensors: how many float32 tensors of a chunk's size the method holds besides its `Buffers`.
+        held: bytes that the method holds whatever the size of a chunk.
 
     Raises:
         BadInput: the models differ in structure, a tensor holds NaN or Inf, or `max_memory` is not enough.
@@ -86,7 +88,7 @@ def merge_by(
     threads = threads or len(os.sched_getaffinity(0))
     chunk = CHUNK
     if max_memory:
-        chunk, threads = fit_memory(pool, threads, max_memory, chunk_tensors)
+        chunk, threads = fit_memory(pool, threads, max_memory - held, chunk_tensors)
     out.mkdir(parents=True, exist_ok=True)
     try:
         combine = method(pool, threads)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 if TYPE_CHECKING:
-    from recall.merge_job import MergeRecord
+    from recall.merge_request import MergeRecord
 
 
 def model_card(record: MergeRecord, name: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,28 +26,27 @@ from recall.progress import track
 FILE = "moments.safetensors"
 
 
+@dataclass(frozen=True)
 class Moments:
     """G = mean over tokens of x x^T, `(I, I)` float32, by the name of the weight that x enters.
 
-    Maps that read the same x (query, key and value, say) share one matrix: `matrices` has it under the first one's
-    name, `shared` gives that name for each. `transposed` are the weights that are kept as (inputs, outputs).
+    Maps that read the same x (query, key and value, say) share one matrix: `shared` gives each weight the name under
+    which `matrix` has it. `transposed` are the weights that the checkpoint keeps as (inputs, outputs).
     """
 
-    def __init__(
-        self, matrices: dict[str, Tensor], shared: dict[str, str], transposed: frozenset[str], tokens: int
-    ) -> None:
-        self.matrices = matrices
-        self.shared = shared
-        self.transposed = transposed
-        self.tokens = tokens
+    matrix: Callable[[str], Tensor]
+    shared: dict[str, str]
+    transposed: frozenset[str]
+    tokens: int
 
     def __getitem__(self, weight: str) -> Tensor:
-        return self.matrices[self.shared[weight]]
+        return self.matrix(self.shared[weight])
 
     def save(self, path: Path) -> None:
         """Write them as safetensors."""
         facts = {"shared": self.shared, "transposed": sorted(self.transposed), "tokens": self.tokens}
-        save_file(self.matrices, path, metadata={"moments": json.dumps(facts, sort_keys=True)})
+        matrices = {name: self.matrix(name) for name in dict.fromkeys(self.shared.values())}
+        save_file(matrices, path, metadata={"moments": json.dumps(facts, sort_keys=True)})
 
 
 def second_moments(
@@ -72,7 +72,7 @@ def second_moments(
             _forward(body, batch, sums)
     count = sum(map(len, tokens))
     means = {name: total_II / count for name, total_II in sums.totals.items()}
-    return Moments(means, sums.shared, frozenset(sums.transposed), count)
+    return Moments(means.__getitem__, sums.shared, frozenset(sums.transposed), count)
 
 
 class _Sums:
@@ -133,9 +133,9 @@ def read_moments(path: Path) -> Moments:
     if not path.is_file():
         raise BadInput(f"{path} is missing; make it from the model's typical samples with `recall moments`")
     try:
-        with safe_open(path, framework="pt") as file:
-            facts = json.loads(file.metadata()["moments"])
-            matrices = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        return Moments(matrices, facts["shared"], frozenset(facts["transposed"]), facts["tokens"])
+        # Left open: a matrix is read when it is asked for, so that K experts' moments never lie in memory together.
+        file = safe_open(path, framework="pt")
+        facts = json.loads(file.metadata()["moments"])
+        return Moments(file.get_tensor, facts["shared"], frozenset(facts["transposed"]), facts["tokens"])
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise BadInput(f"{path} holds no moments ({one_line(error)}); make it again with `recall moments`") from error

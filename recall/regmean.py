@@ -88,7 +88,7 @@ class _Solved:
     @lru_cache(maxsize=2)  # noqa: B019 - maps that share their inputs follow each other; lives as long as its merge
     def _factors(self, shared: str) -> tuple[list[Tensor], Tensor]:
         """Each model's shrunk moments, and the inverse of their sum."""
-        grams_KII = [self._shrunk(moments[shared]) for moments in self.moments]
+        grams_KII = [self._shrunk(moments.matrix(shared)) for moments in self.moments]
         total_II = torch.stack(grams_KII).sum(dim=0)
         return grams_KII, torch.cholesky_inverse(torch.linalg.cholesky(total_II))
 
@@ -97,6 +97,12 @@ class _Solved:
         diagonal_I = gram_II.diagonal()
         ridge = RIDGE * diagonal_I.mean().clamp(min=torch.finfo(torch.float32).tiny)
         return self.shrink * gram_II + torch.diag((1 - self.shrink) * diagonal_I + ridge)
+
+
+def held_bytes(members: int, path: Path) -> int:
+    """What a merge by RegMean holds at most besides its chunks: two maps' factors in float64."""
+    sizes = (len(moments.matrix(name)) for moments in [read_moments(path)] for name in set(moments.shared.values()))
+    return 2 * (members + 2) * max(sizes) ** 2 * 8
 
 
 def _check_fit(pool: Pool, moments: Sequence[Moments], paths: Sequence[Path]) -> None:

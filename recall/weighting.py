@@ -62,14 +62,14 @@ def newest_only(layers: int, models: int) -> np.ndarray:
 
 
 def task_arithmetic(layers: int, models: int, scale: float) -> np.ndarray:
-    """theta_0 + scale x sum_k (theta_k - theta_0), as a merge (Ilharco et al. 2023): the first model's weight is the rest."""
+    """theta_0 + scale x sum_k (theta_k - theta_0) as a weighted sum (Ilharco et al. 2023, section 2)."""
     row_K = np.full(models, scale)
     row_K[0] = 1 - scale * (models - 1)
     return np.tile(row_K, (layers, 1))
 
 
 def by_loss(losses_K: np.ndarray, temperature: float, layers: int) -> np.ndarray:
-    """LM-Cocktail (Xiao et al. 2023, equation 2): softmax over models of -loss / temperature, the same at every layer."""
+    """LM-Cocktail (Xiao et al. 2023, equation 2): softmax over models of -loss / temperature, alike at every layer."""
     logits_K = -(losses_K - losses_K.min()) / temperature
     exponentials_K = np.exp(logits_K)
     return np.tile(exponentials_K / exponentials_K.sum(), (layers, 1))

@@ -1,0 +1,34 @@
+"""How every command ends badly: one sentence, an exit code, no traceback unless it is asked for."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from recall.errors import BadInput, Failed
+from recall.progress import console
+
+Json = Annotated[bool, typer.Option("--json", help="print JSON to standard output")]
+Debug = Annotated[bool, typer.Option(help="show the traceback of an error")]
+
+
+class errors_in_one_sentence:  # noqa: N801 - reads as a statement: with errors_in_one_sentence(debug)
+    """Turn an error into one sentence on stderr and exit code 2 (bad input) or 1 (failed)."""
+
+    def __init__(self, debug: bool) -> None:
+        self.debug = debug
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if error is None or self.debug or not isinstance(error, Exception):
+            return
+        sentence = str(error)
+        if not isinstance(error, BadInput | Failed):
+            first_line = sentence.splitlines()[0] if sentence else "no message"
+            sentence = f"{type(error).__name__}: {first_line} (--debug shows where)"
+        console.print(f"recall: {sentence}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2 if isinstance(error, BadInput) else 1)

@@ -1,0 +1,100 @@
+"""What somebody asks of `recall merge`, and the `recall.json` that it leaves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pydantic import ByteSize, Field, ValidationError
+
+from recall.errors import BadInput
+from recall.methods import FROM_SAMPLES, WEIGHTED, MethodName
+from recall.results import Frozen, MergeWeights
+from recall.settings import SEEDS, MergingSettings, RepresentationSettings, WeightingSettings
+
+
+class MergeRequest(Frozen):
+    """What to merge, and how; the last model is the newest, task vectors start from the first.
+
+    `samples` (JSON lines with `text` or `prompt`), `generate` (texts that the newest model makes up) or `weights` (a
+    `recall.json`, or any JSON with `weights`, a row a layer, embeddings first) say how much of each model goes into
+    each layer. Of the samples the `clusters` typical ones are used, or all where it is null.
+    """
+
+    models: list[str] = Field(min_length=2)
+    out: Path
+    method: MethodName = "recall"
+    samples: Path | None = None
+    generate: int | None = Field(default=None, ge=2)
+    weights: Path | None = None
+    clusters: int | None = Field(default=20, ge=1)
+    seed: int = Field(default=0, ge=0, lt=SEEDS)
+    weighting: WeightingSettings = WeightingSettings()
+    merging: MergingSettings = MergingSettings()
+    representations: RepresentationSettings = RepresentationSettings()
+    max_tokens: int | None = Field(default=None, gt=0, description="cut longer samples on the left; null refuses them")
+    as_adapter: bool = False
+    rank: int | None = Field(default=None, ge=1)
+    threads: int | None = Field(default=None, ge=1, le=64)
+    max_memory: ByteSize | None = None
+    hash_inputs: bool = True
+    check: bool = True
+
+    def check_consistent(self) -> None:
+        """Check what the options say of each other, before anything is opened.
+
+        Raises:
+            BadInput: two that exclude each other, or one that lacks another.
+        """
+        sources = [name for name in ("samples", "generate", "weights") if getattr(self, name) is not None]
+        if len(sources) > 1:
+            raise BadInput(f"--{sources[0]} and --{sources[1]} exclude each other; give one of them")
+        if self.weights and self.method not in WEIGHTED:
+            raise BadInput(f"--method {self.method} takes no weights; leave out --weights, or the method")
+        if self.method in FROM_SAMPLES and not sources:
+            raise BadInput(f"--method {self.method} needs --samples, --generate or --weights to weigh the models by")
+        if self.rank and not self.as_adapter:
+            raise BadInput("--rank is the rank of a merged adapter; give --as-adapter too, or leave it out")
+        if self.as_adapter and self.method not in WEIGHTED:
+            raise BadInput(f"--method {self.method} yields no low-rank difference; leave out --as-adapter")
+        if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
+            raise BadInput(f"{self.out} is there already; remove it, or choose another --out")
+
+
+class MergeRecord(MergeWeights):
+    """`recall.json`: how a merged model was made, enough to make it again.
+
+    `tensor_layers` is the layer of every tensor; `inputs` has the SHA-256 of every weight file, model by model;
+    `samples` are the typical ones that were used; `losses` each model's loss on them, and `merged_loss` the result's;
+    `adapter_error` is the relative error of the difference where it was cut to a lower rank.
+    """
+
+    settings: dict[str, object]
+    inputs: list[dict[str, str]]
+    tensor_layers: dict[str, int]
+    samples: int | None = None
+    losses: list[float] = Field(default=[])
+    merged_loss: float | None = None
+    adapter_error: float | None = None
+    warnings: list[str] = Field(default=[])
+
+
+def merge_request(**fields: object) -> MergeRequest:
+    """A request out of a person's words.
+
+    Raises:
+        BadInput: a value does not fit; the first such is named.
+    """
+    try:
+        return MergeRequest.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = next(str(part) for part in first["loc"] if part not in ("weighting", "merging", "representations"))
+        given = "" if option == "models" else f" {first['input']}"
+        option = {"models": "model"}.get(option, option).replace("_", "-")
+        raise BadInput(f"--{option}{given}: {first['msg'][0].lower() + first['msg'][1:]}") from error
+
+
+def read_record(folder: Path) -> MergeRecord:
+    """The `recall.json` of a merged model."""
+    return MergeRecord.model_validate(json.loads((folder / "recall.json").read_text(encoding="utf-8")))

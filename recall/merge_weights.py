@@ -1,0 +1,165 @@
+"""Where the weights of a merge come from: a file, a rule, or how alike the models represent typical samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from recall.checkpoints import Checkpoint, is_causal_lm, read_json
+from recall.errors import BadInput, one_line
+from recall.merge_request import MergeRequest
+from recall.methods import WEIGHTED
+from recall.prompts import Sample
+
+GENERATED_TOKENS = 64
+# Where a config states no limit, such as T5's.
+LONGEST = 2048
+
+
+@dataclass
+class Weighing:
+    """A row a layer, a column a model; empty for methods without weights. `losses` of the models on the samples."""
+
+    weights: list[list[float]] = field(default_factory=list)
+    similarities: list[list[float]] = field(default_factory=list)
+    sigma: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+    max_tokens: int = 0
+
+
+class GivenWeights(BaseModel):
+    """What is read of a `recall.json`; any JSON with `weights` will do."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    weights: list[list[float]]
+    layers: list[str] | None = None
+    similarities: list[list[float]] = []
+    sigma: list[float] = []
+    tensor_layers: dict[str, int] | None = None
+
+
+def read_weights(path: Path) -> GivenWeights:
+    """Weights from a file.
+
+    Raises:
+        BadInput: it cannot be read, or holds no weights.
+    """
+    try:
+        return GivenWeights.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        problem = error.errors()[0]["msg"] if isinstance(error, ValidationError) else one_line(error)
+        raise BadInput(f"weights {path} cannot be used ({problem}); give a recall.json") from error
+
+
+def weigh_models(request: MergeRequest, members: Sequence[Checkpoint], layers: int) -> Weighing:
+    """The weights that the request's method gives, and the models' losses on the samples, if there are any.
+
+    Args:
+        layers: L + 1 rows, embeddings included (1 + 2L with granularity `module`).
+
+    Raises:
+        BadInput: a sample is longer than the models can read, or there are too few.
+    """
+    found = _look_at_samples(request, members) if request.samples or request.generate else Weighing()
+    if request.method not in WEIGHTED:
+        return found
+    from recall.weighting import by_loss, task_arithmetic, uniform
+
+    if request.method == "average":
+        found.weights = uniform(layers, len(members)).tolist()
+    elif request.method == "task_arithmetic":
+        found.weights = task_arithmetic(layers, len(members), request.merging.scale).tolist()
+    elif request.method == "lm_cocktail":
+        found.weights = by_loss(np.array(found.losses), request.merging.loss_temperature, layers).tolist()
+    return found
+
+
+def _look_at_samples(request: MergeRequest, members: Sequence[Checkpoint]) -> Weighing:
+    """Typical samples of the newest model, then one model in memory at a time: its representations and its loss."""
+    import torch
+
+    from recall.loaded_models import forget, loaded
+    from recall.losses import mean_loss
+    from recall.representations import represent
+    from recall.weighting import weigh
+
+    room = request.max_tokens or context_length(members[-1])
+    batch_size, pooling = request.representations.batch_size, request.representations.pooling
+    samples = _typical_samples(request, members[-1], room)
+    prompts = [sample.read for sample in samples]
+    causal = is_causal_lm(members[0])
+    hidden, losses = [], []
+    for name, member in zip(request.models, members, strict=True):
+        with loaded(member, torch.float32) as (model, tokenizer):
+            if request.method == "recall":
+                states_LPE = represent(
+                    model, tokenizer, prompts, batch_size=batch_size, max_tokens=room, pooling=pooling,
+                    modules=request.weighting.granularity == "module", what=f"represent {name}",
+                )  # fmt: skip
+                hidden.append(states_LPE)
+            if causal and (request.check or request.method == "lm_cocktail"):
+                losses.append(
+                    mean_loss(model, tokenizer, samples, batch_size=batch_size, max_tokens=room, what=f"loss of {name}")
+                )
+    forget()
+    found = Weighing(losses=losses, samples=samples, max_tokens=room)
+    if request.method == "recall":
+        weights_LK, similarities_LK, sigma_L = weigh(np.stack(hidden), request.weighting)
+        found.weights, found.similarities = weights_LK.tolist(), similarities_LK.tolist()
+        found.sigma = sigma_L.tolist()
+    return found
+
+
+def _typical_samples(request: MergeRequest, newest: Checkpoint, room: int) -> list[Sample]:
+    import torch
+
+    from recall.generated import generate_prompts
+    from recall.loaded_models import loaded
+    from recall.prompts import read_samples
+    from recall.representations import represent
+    from recall.sampling import typical_samples
+
+    batch_size = request.representations.batch_size
+    samples = read_samples(request.samples) if request.samples else []
+    if request.clusters is not None and samples and len(samples) < request.clusters:
+        raise BadInput(f"{request.samples} has {len(samples)} samples, fewer than --clusters {request.clusters}")
+    with loaded(newest, torch.float32) as (model, tokenizer):
+        if request.generate:
+            texts = generate_prompts(
+                model, tokenizer, request.generate, max_new_tokens=min(room, GENERATED_TOKENS) - 1,
+                batch_size=batch_size, seed=request.seed,
+            )  # fmt: skip
+            samples = [Sample(text=text) for text in texts]
+        elif request.max_tokens is None:
+            _check_lengths(request.samples, [len(tokenizer(sample.read).input_ids) for sample in samples], room)
+        if request.clusters is None or request.clusters == len(samples):
+            return samples
+        last_PE = represent(
+            model, tokenizer, [sample.read for sample in samples], batch_size=batch_size, max_tokens=room,
+            last_layer_only=True, what="cluster",
+        )[0]  # fmt: skip
+    return [samples[index] for index in typical_samples(last_PE, request.clusters, request.seed)]
+
+
+def context_length(checkpoint: Checkpoint) -> int:
+    """How many tokens a model reads at most, as its config says."""
+    config = read_json((checkpoint.base or checkpoint).folder / "config.json")
+    found = [
+        config[key] for key in ("max_position_embeddings", "n_positions", "max_target_positions") if config.get(key)
+    ]
+    return int(found[0]) if found else LONGEST
+
+
+def _check_lengths(path: Path | None, lengths: Sequence[int], room: int) -> None:
+    longest = max(range(len(lengths)), key=lengths.__getitem__)
+    if lengths[longest] > room:
+        raise BadInput(
+            f"{path}: sample {longest + 1} has {lengths[longest]} tokens, but the models read {room}; shorten it, or "
+            "cut long samples with --max-tokens"
+        )

@@ -1,0 +1,92 @@
+"""Every merge method by its name, behind one interface: RECALL, and the baselines that it is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from recall.checkpoints import Checkpoint
+from recall.merging import Method, merge, merge_by
+from recall.settings import MergingSettings
+
+MethodName = Literal[
+    "recall", "average", "task_arithmetic", "lm_cocktail", "slerp", "ties", "dare", "pruned_average", "regmean"
+]
+# These are sums with a weight a model and layer; the others compute an element from all models' elements.
+WEIGHTED = ("recall", "average", "task_arithmetic", "lm_cocktail")
+FROM_SAMPLES = ("recall", "lm_cocktail")
+
+
+def merge_with(
+    name: MethodName,
+    members: Sequence[Checkpoint],
+    out: Path,
+    settings: MergingSettings,
+    *,
+    weights_RK: np.ndarray | None = None,
+    row_of: Callable[[str], int] | None = None,
+    threads: int | None = None,
+    max_memory: int | None = None,
+) -> None:
+    """Merge `members` (the first is what task vectors start from, the last the newest) by a method into `out`.
+
+    Args:
+        weights_RK: for the methods in `WEIGHTED`, with `row_of`; see `recall.merging.merge`.
+
+    Raises:
+        BadInput: as `recall.merging.merge_by`, and where the method cannot take these models.
+    """
+    if name in WEIGHTED:
+        assert weights_RK is not None and row_of is not None
+        merge(members, weights_RK, row_of, out, threads=threads, max_memory=max_memory)
+        return
+    chunk_tensors, held = held_memory(name, members)
+    merge_by(
+        members,
+        _chunked(name, members, settings),
+        out,
+        threads=threads,
+        max_memory=max_memory,
+        chunk_tensors=chunk_tensors,
+        held=held,
+    )
+
+
+def held_memory(name: MethodName, members: Sequence[Checkpoint]) -> tuple[int, int]:
+    """How many float32 tensors of a chunk's size a method holds a thread, and how many bytes it holds besides."""
+    if name in WEIGHTED:
+        return 0, 0
+    if name == "regmean":
+        from recall.regmean import held_bytes
+
+        return len(members) + 4, held_bytes(len(members), moment_files(members)[0])
+    return 4 * len(members), 0
+
+
+def moment_files(members: Sequence[Checkpoint]) -> list[Path]:
+    """Where each model keeps the second moments that regmean needs."""
+    from recall.moments import FILE
+
+    return [member.folder / FILE for member in members]
+
+
+def _chunked(name: MethodName, members: Sequence[Checkpoint], settings: MergingSettings) -> Method:
+    if name == "regmean":
+        from recall.regmean import regmean
+
+        return regmean(moment_files(members), settings.shrink)
+    if name == "slerp":
+        from recall.slerp import slerp
+
+        return slerp(settings.fraction)
+    from recall.task_vectors import dare, pruned_average, ties
+
+    density, scale = settings.density, settings.scale
+    return {
+        "ties": ties(density, scale),
+        "pruned_average": pruned_average(density, scale),
+        "dare": dare(density, scale, settings.seed),
+    }[name]

@@ -1,0 +1,36 @@
+"""What `recall moments` does, as a library: the second moments of one model, kept beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from recall.errors import Failed
+from recall.loaded_models import loaded
+from recall.model_sources import find_models
+from recall.moments import FILE, second_moments
+from recall.prompts import read_samples
+
+
+def keep_moments(model: str, samples: Path, out: Path | None, *, batch_size: int, max_tokens: int) -> Path:
+    """Write the second moments of a model's layer inputs over samples to `out`, or into the model's folder.
+
+    Raises:
+        BadInput: the model or the samples cannot be used.
+        Failed: the file cannot be written.
+    """
+    (checkpoint,) = find_models([model])
+    prompts = [sample.read for sample in read_samples(samples)]
+    path = out or checkpoint.folder / FILE
+    with loaded(checkpoint, torch.float32) as (network, tokenizer):
+        found = second_moments(network, tokenizer, prompts, batch_size=batch_size, max_tokens=max_tokens)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        found.save(partial)
+        partial.rename(path)
+    except OSError as error:
+        raise Failed(f"{path} cannot be written ({error.strerror}); choose another --out") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return path

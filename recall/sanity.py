@@ -1,0 +1,44 @@
+"""Garbage out is said: what a merged model makes of the samples, against the worst model that went into it."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from recall.checkpoints import Checkpoint
+from recall.loaded_models import forget, loaded
+from recall.losses import mean_loss
+from recall.merge_weights import Weighing
+from recall.representations import represent
+
+
+def check_merged(merged: Checkpoint, weighing: Weighing, batch_size: int) -> tuple[float | None, list[str]]:
+    """The merged model's loss on the samples (None if it is no causal language model), and what is to be warned of."""
+    try:
+        with loaded(merged, torch.float32) as (model, tokenizer):
+            if not weighing.losses:
+                prompts = [sample.read for sample in weighing.samples]
+                states = represent(
+                    model, tokenizer, prompts, batch_size=batch_size, max_tokens=weighing.max_tokens
+                )  # fmt: skip
+                finite = bool(torch.from_numpy(states).isfinite().all())
+                return None, [] if finite else ["the merged model's representations of the samples are not finite"]
+            loss = mean_loss(
+                model, tokenizer, weighing.samples, batch_size=batch_size, max_tokens=weighing.max_tokens,
+                what="loss of the merged model",
+            )  # fmt: skip
+    finally:
+        forget()
+    return loss, _warnings(loss, max(weighing.losses))
+
+
+def _warnings(loss: float, worst: float) -> list[str]:
+    if math.isfinite(loss) and loss <= worst:
+        return []
+    if not math.isfinite(loss):
+        return ["the merged model's loss on the samples is not finite: it is of no use"]
+    return [
+        f"the merged model's perplexity on the samples is {math.exp(loss):.1f}, worse than the worst of its models "
+        f"({math.exp(worst):.1f}); try other weights, or models nearer to each other"
+    ]
