@@ -83,3 +83,41 @@ def test_samples_that_are_all_the_same_give_1_to_an_equal_model_and_0_to_any_oth
     same_PE = np.ones((3, 2))
     found_LK, _ = similarities(np.stack([same_PE + 1, same_PE, same_PE])[:, None])
     np.testing.assert_array_equal(found_LK, [[0.0, 1.0, 1.0]])
+
+
+def test_the_cosine_is_the_mean_over_samples_of_the_angle_s_cosine():
+    newest_PE, older_PE = np.array([[1.0, 0.0], [0.0, 2.0]]), np.array([[1.0, 1.0], [0.0, -3.0]])
+    found_LK, sigma_L = similarities(np.stack([older_PE, newest_PE])[:, None], kind="cosine")
+    np.testing.assert_allclose(found_LK, [[(np.sqrt(0.5) - 1) / 2, 1.0]])
+    assert sigma_L.size == 0
+
+
+def test_linear_cka_is_that_of_kornblith_et_al():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(2, 9, 5))
+    x, y = x - x.mean(axis=0), y - y.mean(axis=0)
+    expected = np.linalg.norm(y.T @ x) ** 2 / (np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y))
+    found_LK, _ = similarities(np.stack([x + 3, y - 1])[:, None], kind="cka")
+    np.testing.assert_allclose(found_LK, [[expected, 1.0]])
+
+
+def test_linear_cka_sees_neither_turns_nor_scale_and_the_rbf_kernel_does():
+    rng = np.random.default_rng(0)
+    newest_PE = rng.normal(size=(9, 5))
+    turn, _ = np.linalg.qr(rng.normal(size=(5, 5)))
+    pair = np.stack([3 * newest_PE @ turn, newest_PE])[:, None]
+    np.testing.assert_allclose(similarities(pair, kind="cka")[0], [[1.0, 1.0]])
+    assert similarities(pair)[0][0, 0] < 0.5
+
+
+@given(representations, st.sampled_from(["rbf", "cka", "cosine"]))
+def test_an_equal_model_is_exactly_as_like_as_the_newest_itself(hidden_KLPE, kind):
+    hidden_KLPE[0] = hidden_KLPE[-1]
+    found_LK, _ = similarities(hidden_KLPE, kind=kind)
+    assert (found_LK[:, [0, -1]] == 1).all()
+    assert (found_LK <= 1).all()
+
+
+def test_samples_that_a_model_cannot_tell_apart_give_no_cka():
+    flat_PE, newest_PE = np.ones((4, 3)), np.arange(12.0).reshape(4, 3)
+    assert similarities(np.stack([flat_PE, newest_PE])[:, None], kind="cka")[0][0, 0] == 0

@@ -1,0 +1,168 @@
+"""RegMean (Jin et al. 2023): second moments of layer inputs, and the closed form on them."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny import adapter, load
+from transformers import AutoModelForCausalLM
+
+from recall.checkpoints import Checkpoint
+from recall.errors import BadInput
+from recall.loading import load_tokenizer
+from recall.merging import merge_by
+from recall.moments import FILE, read_moments, second_moments
+from recall.regmean import regmean
+
+PROMPTS = ["a b c", "one two three four", "x", "many more words than the others have", "short words"]
+OTHER_PROMPTS = ["digits 1 2 3", "zebra", "quick brown foxes jump", "lazy dogs"]
+
+
+def experts(folder, base_folder):
+    """Two models of one shape with different weights, each with moments over prompts of its own."""
+    tokenizer = load_tokenizer(base_folder)
+    members = []
+    for seed, prompts in ((1, PROMPTS), (2, OTHER_PROMPTS)):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_pretrained(base_folder)
+        for parameter in model.parameters():
+            parameter.data += 0.05 * torch.randn_like(parameter)
+        member = Checkpoint(folder / f"expert{seed}")
+        model.save_pretrained(member.folder)
+        found = second_moments(model.eval(), tokenizer, prompts, batch_size=2, max_tokens=32)
+        found.save(member.folder / FILE)
+        members.append(member)
+    return members
+
+
+def moments_of(members):
+    return [member.folder / FILE for member in members]
+
+
+def inputs_by_hook(model, tokenizer, prompts, module):
+    """x of one linear map, `(tokens, inputs)`, one prompt at a time and without padding."""
+    seen = []
+    handle = model.get_submodule(module).register_forward_pre_hook(lambda _, args: seen.append(args[0][0]))
+    with torch.no_grad():
+        for prompt in prompts:
+            model(torch.tensor([tokenizer(prompt).input_ids]))
+    handle.remove()
+    return torch.cat(seen).double()
+
+
+@pytest.mark.parametrize("module", ["model.layers.0.self_attn.k_proj", "model.layers.2.mlp.down_proj"])
+def test_moments_are_the_mean_over_tokens_without_padding(tiny_model_folder, module):
+    model, tokenizer = load(Checkpoint(tiny_model_folder)).eval(), load_tokenizer(tiny_model_folder)
+    found = second_moments(model, tokenizer, PROMPTS, batch_size=2, max_tokens=32)
+    inputs = inputs_by_hook(model, tokenizer, PROMPTS, module)
+    expected = inputs.T @ inputs / len(inputs)
+    torch.testing.assert_close(found[f"{module}.weight"].double(), expected, rtol=1e-4, atol=1e-6)
+    assert found.tokens == len(inputs)
+
+
+def test_maps_that_read_the_same_share_one_matrix_and_the_head_has_none(tiny_model_folder):
+    model, tokenizer = load(Checkpoint(tiny_model_folder)).eval(), load_tokenizer(tiny_model_folder)
+    shared = second_moments(model, tokenizer, PROMPTS, batch_size=2, max_tokens=32).shared
+    block = "model.layers.0."
+    assert {shared[f"{block}self_attn.{name}_proj.weight"] for name in "qkv"} == {f"{block}self_attn.q_proj.weight"}
+    assert shared[f"{block}mlp.up_proj.weight"] == f"{block}mlp.gate_proj.weight"
+    assert len(set(shared.values())) == 4 * 3
+    assert "lm_head.weight" not in shared
+
+
+def test_an_adapter_s_moments_are_those_of_its_full_model(tiny_model_folder, tmp_path):
+    from peft import PeftModel
+
+    expert = adapter(tmp_path / "adapter", Checkpoint(tiny_model_folder))
+    tokenizer = load_tokenizer(tiny_model_folder)
+    both = [PeftModel.from_pretrained(load(expert.base), expert.folder).eval() for _ in range(2)]
+    laid_over = second_moments(both[0], tokenizer, PROMPTS, batch_size=2, max_tokens=32)
+    merged = second_moments(both[1].merge_and_unload(), tokenizer, PROMPTS, batch_size=2, max_tokens=32)
+    assert laid_over.shared == merged.shared
+    for name in merged.shared:
+        torch.testing.assert_close(laid_over[name], merged[name], rtol=1e-3, atol=1e-5)
+
+
+def test_moments_survive_their_file(tiny_model_folder, tmp_path):
+    model, tokenizer = load(Checkpoint(tiny_model_folder)).eval(), load_tokenizer(tiny_model_folder)
+    found = second_moments(model, tokenizer, PROMPTS, batch_size=2, max_tokens=32)
+    found.save(tmp_path / FILE)
+    again = read_moments(tmp_path / FILE)
+    assert (again.shared, again.transposed, again.tokens) == (found.shared, found.transposed, found.tokens)
+    assert all(torch.equal(again[name], found[name]) for name in found.shared)
+
+
+def closed_form(weights, grams, shrink=0.9):
+    """Equation 2 of the paper with off-diagonals shrunk, by a general solver."""
+    shrunk = [shrink * gram + (1 - shrink) * torch.diag(gram.diagonal()) for gram in grams]
+    right = sum(gram @ weight.double().T for weight, gram in zip(weights, shrunk, strict=True))
+    return torch.linalg.solve(sum(shrunk), right).T
+
+
+def check_merge(members, out, turned):
+    moments = [read_moments(path) for path in moments_of(members)]
+    models = [load_file(member.folder / "model.safetensors") for member in members]
+    for name, found in load_file(out / "model.safetensors").items():
+        weights = [model[name] for model in models]
+        if name not in moments[0].shared:
+            torch.testing.assert_close(found, torch.stack(weights).mean(dim=0))
+            continue
+        grams = [moment[name].double() for moment in moments]
+        expected = closed_form([weight.T if turned else weight for weight in weights], grams)
+        found = found.double().T if turned else found.double()
+        # A ridge of a millionth keeps unused inputs solvable.
+        torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-3)
+
+
+def test_linear_maps_are_the_closed_form_and_the_rest_is_averaged(tiny_model_folder, tmp_path):
+    members = experts(tmp_path, tiny_model_folder)
+    merge_by(members, regmean(moments_of(members)), tmp_path / "out", threads=2)
+    check_merge(members, tmp_path / "out", turned=False)
+
+
+def test_maps_kept_as_inputs_by_outputs_too(tiny_gpt2_folder, tmp_path):
+    members = experts(tmp_path, tiny_gpt2_folder)
+    merge_by(members, regmean(moments_of(members)), tmp_path / "out", threads=2)
+    check_merge(members, tmp_path / "out", turned=True)
+
+
+def test_equal_experts_come_back(tiny_model_folder, tmp_path):
+    (member, _) = experts(tmp_path, tiny_model_folder)
+    merge_by([member, member], regmean(moments_of([member, member])), tmp_path / "out")
+    merged = load_file(tmp_path / "out" / "model.safetensors")
+    for name, expected in load_file(member.folder / "model.safetensors").items():
+        torch.testing.assert_close(merged[name], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_merged_maps_are_nearer_to_the_experts_on_their_own_inputs_than_the_average(tiny_model_folder, tmp_path):
+    members = experts(tmp_path, tiny_model_folder)
+    merge_by(members, regmean(moments_of(members), shrink=1.0), tmp_path / "out")
+    merged = load_file(tmp_path / "out" / "model.safetensors")
+    models = [load_file(member.folder / "model.safetensors") for member in members]
+    moments = [read_moments(path) for path in moments_of(members)]
+    name = "model.layers.0.mlp.up_proj.weight"
+
+    def distance(candidate):
+        gaps = [candidate.double() - model[name].double() for model in models]
+        return sum((gap @ m[name].double() @ gap.T).trace() for gap, m in zip(gaps, moments, strict=True)).item()
+
+    assert distance(merged[name]) < 0.9 * distance(torch.stack([model[name] for model in models]).mean(dim=0))
+
+
+def test_a_model_without_moments_is_refused(tiny_model_folder, tmp_path):
+    members = experts(tmp_path, tiny_model_folder)
+    (members[1].folder / FILE).unlink()
+    with pytest.raises(BadInput, match=r"moments\.safetensors is missing; make it .* with `recall moments`"):
+        merge_by(members, regmean(moments_of(members)), tmp_path / "out")
+
+
+def test_a_file_that_holds_no_moments_is_refused(tiny_model_folder, tmp_path):
+    members = experts(tmp_path, tiny_model_folder)
+    save_file({"a": torch.zeros(1)}, members[1].folder / FILE)
+    with pytest.raises(BadInput, match="holds no moments"):
+        merge_by(members, regmean(moments_of(members)), tmp_path / "out")
+
+
+def test_moments_of_another_model_are_refused(tiny_model_folder, tiny_gpt2_folder, tmp_path):
+    members, others = experts(tmp_path / "a", tiny_model_folder), experts(tmp_path / "b", tiny_gpt2_folder)
+    with pytest.raises(BadInput, match="does not fit the models"):
+        merge_by(members, regmean([moments_of(members)[0], moments_of(others)[0]]), tmp_path / "out")
