@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from recall.errors import BadInput
+from recall.errors import BadInput, Failed, one_line
 from recall.lora import FACTORS, PREFIX
 from recall.merging import WeightedSum
 from recall.pool import Pool
@@ -55,7 +56,10 @@ def write_adapter(
         state |= _factors(next(a.factor_names(target) for a in adapters if a.changes(target)), left_Or, right_rI,
                           any(a.is_transposed(target) for a in adapters))  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
-    save_file(state, out / "adapter_model.safetensors", metadata={"format": "pt"})
+    try:
+        save_file(state, out / "adapter_model.safetensors", metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise Failed(f"the adapter cannot be written to {out}: {one_line(error)}") from error
     config = dict(adapters[0].config) | {
         "r": keep,
         "lora_alpha": keep,

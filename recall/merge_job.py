@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from recall.checkpoints import Checkpoint
-from recall.errors import BadInput, Failed
+from recall.errors import BadInput, Failed, one_line
 from recall.merge_request import MergeRecord, MergeRequest
 from recall.merge_weights import GivenWeights, Weighing, read_weights, weigh_models
 from recall.methods import WEIGHTED, merge_with, moment_files
@@ -116,6 +116,8 @@ def _publishing(out: Path) -> Iterator[Path]:
     try:
         yield partial
         os.replace(partial, out)
+    except OSError as error:
+        raise Failed(f"{out} cannot be written ({error.strerror or one_line(error)}); nothing was left") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
