@@ -17,10 +17,7 @@ def model_card(record: MergeRecord, name: str) -> str:
     )
     return templates.get_template("model_card.md.j2").render(
         name=name,
-        models=record.models,
-        rows=list(zip(record.layers, record.weights, strict=True)),
-        adapter=bool(record.settings["as_adapter"]),
-        adapter_error=record.adapter_error,
-        samples=record.samples,
+        record=record,
         settings=record.settings,
+        rows=list(zip(record.layers, record.weights, strict=True)) if record.weights else [],
     )

@@ -317,7 +317,8 @@ def test_a_baseline_needs_neither_samples_nor_weights(pool, tmp_path, method):
     merged([pool / "base", pool / "expert1"], tmp_path / "out", "--method", method, "--scale", "0.5")
     assert read_record(tmp_path / "out").settings["method"] == method
     found, base, expert = (tensors(folder) for folder in (tmp_path / "out", pool / "base", pool / "expert1"))
-    half_way = {"average", "task_arithmetic"}
+    # Of models as near as these the arc is a line.
+    half_way = {"average", "task_arithmetic", "slerp"}
     for name in found:
         middle = torch.equal(found[name], (base[name] + expert[name]) / 2)
         assert not torch.equal(found[name], base[name]), "an export that silently equals the base"
@@ -330,7 +331,8 @@ def test_a_baseline_needs_neither_samples_nor_weights(pool, tmp_path, method):
 def test_lm_cocktail_weighs_by_loss_on_the_samples_answers(pool, tmp_path):
     rows = [{"prompt": text, "target": "yes"} for text in TEXTS]
     samples = write_samples(tmp_path / "s.jsonl", rows)
-    merged([pool / "base", pool / "expert2"], tmp_path / "out", "--method", "lm_cocktail", "--samples", samples)
+    merged([pool / "base", pool / "expert2"], tmp_path / "out", "--method", "lm_cocktail", "--samples", samples,
+           "--all-samples")  # fmt: skip
     record = read_record(tmp_path / "out")
     losses = []
     for name in ("base", "expert2"):
@@ -365,16 +367,8 @@ def test_regmean_takes_what_recall_moments_kept(pool, samples, tmp_path):
 
 
 def test_a_merge_that_is_worse_than_its_worst_model_is_warned_of(pool, samples, tmp_path):
-    far = load(Checkpoint(pool / "base"))
-    with torch.no_grad():
-        for name, parameter in far.named_parameters():
-            if "mlp" in name or "self_attn" in name:
-                parameter.mul_(-30)
-    far.save_pretrained(tmp_path / "far")
-    shutil.copy(pool / "base" / "tokenizer.json", tmp_path / "far")
-    shutil.copy(pool / "base" / "tokenizer_config.json", tmp_path / "far")
     done = merged(
-        [pool / "base", tmp_path / "far"], tmp_path / "out", "--samples", samples, "--clusters", 4,
+        [pool / "base", pool / "expert2"], tmp_path / "out", "--samples", samples, "--clusters", 4,
         "--method", "task_arithmetic", "--scale", "40",
     )  # fmt: skip
     record = read_record(tmp_path / "out")
