@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from recall.checkpoints import check_architecture, check_checkpoint
 from recall.errors import BadInput
 from recall.learning_tasks import check_learning_task, json_lines
+from recall.prompts import read_samples
 from recall.settings import Settings
 from tasks import data_versions, registry
 from tasks.store import Store
@@ -115,6 +116,16 @@ def _check_model(settings: Settings) -> None:
 
 
 def _check_samples(settings: Settings) -> None:
+    if settings.sampling.source == "generated":
+        return
+    if settings.sampling.file is not None:
+        samples = len(read_samples(settings.sampling.file)[: settings.sampling.candidates])
+        if samples < settings.sampling.clusters:
+            raise BadInput(
+                f"{settings.sampling.file} gives {samples} different samples, fewer than sampling.clusters "
+                f"({settings.sampling.clusters}); lower that, or give more"
+            )
+        return
     for name in settings.stream.learning_tasks:
         lines = json_lines(settings.task_folder(name) / "train.jsonl")
         prompts = len({json.loads(line)["prompt"] for line in lines})

@@ -12,6 +12,7 @@ from recall.errors import BadInput
 from recall.progress import track
 
 ROUNDS = 8
+GENERATED_TOKENS = 64
 
 
 def generate_prompts(

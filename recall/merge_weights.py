@@ -15,7 +15,6 @@ from recall.merge_request import MergeRequest
 from recall.methods import WEIGHTED
 from recall.prompts import Sample
 
-GENERATED_TOKENS = 64
 # Where a config states no limit, such as T5's.
 LONGEST = 2048
 
@@ -119,7 +118,7 @@ def _look_at_samples(request: MergeRequest, members: Sequence[Checkpoint]) -> We
 def _typical_samples(request: MergeRequest, newest: Checkpoint, room: int) -> list[Sample]:
     import torch
 
-    from recall.generated import generate_prompts
+    from recall.generated import GENERATED_TOKENS, generate_prompts
     from recall.loaded_models import loaded
     from recall.prompts import read_samples
     from recall.representations import represent

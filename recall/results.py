@@ -31,6 +31,11 @@ class MergeWeights(Frozen):
     similarities: list[list[float]]
     sigma: list[float]
 
+    @property
+    def by_module(self) -> bool:
+        """Do attention and MLP of a block have rows of their own?"""
+        return any(layer.endswith(".attention") for layer in self.layers)
+
 
 class UpdateResult(Frozen):
     """One update: the expert's score on its own learning task, the merge, the registered version, seconds a stage."""

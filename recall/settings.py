@@ -58,6 +58,11 @@ class FinetuningSettings(Frozen):
 class SamplingSettings(Frozen):
     """Which prompts stand for the newest learning task (DESIGN 2, step 2)."""
 
+    source: Literal["train", "heldout", "generated"] = Field(
+        "train", description="the new training prompts, those of a given file, or texts that the expert makes up"
+    )
+    file: Path | None = Field(None, description="JSON lines with prompt or text, for source heldout")
+    generated: int = Field(100, gt=1, description="how many texts the expert makes up, for source generated")
     clusters: int = Field(20, gt=1)
     candidates: int | None = Field(
         None, gt=1, description="cluster only the first so many prompts; null takes them all"
@@ -65,6 +70,14 @@ class SamplingSettings(Frozen):
     batch_size: int = Field(16, gt=0)
     max_tokens: int = Field(512, gt=0)
     seed: int = Field(0, ge=0, lt=SEEDS)
+
+    @model_validator(mode="after")
+    def _source_is_whole(self) -> SamplingSettings:
+        if (self.source == "heldout") != (self.file is not None):
+            raise ValueError("source heldout and file belong together; give both, or neither")
+        if self.source == "generated" and self.generated < self.clusters:
+            raise ValueError(f"{self.generated} generated texts cannot form {self.clusters} clusters; raise generated")
+        return self
 
 
 class RepresentationSettings(Frozen):

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from recall.settings import SamplingSettings
-from tasks.refs import CheckpointRef, SamplesRef, SplitRef
+from tasks.refs import CheckpointRef, SamplesRef, SplitRef, TextFileRef
 from tasks.stage import Job, stage
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @stage(kind="samples", ref=SamplesRef)
-def cluster(job: Job, expert: CheckpointRef, train: SplitRef, settings: SamplingSettings) -> dict[str, Any]:
+def cluster(
+    job: Job, expert: CheckpointRef, train: SplitRef, settings: SamplingSettings, heldout: TextFileRef | None = None
+) -> dict[str, Any]:
     """Choose the typical samples P by the expert's last-layer representations; targets are never used.
 
     The forward pass runs in the type that is fast here: it only has to tell near prompts from far ones.
@@ -21,8 +27,8 @@ def cluster(job: Job, expert: CheckpointRef, train: SplitRef, settings: Sampling
     from recall.representations import represent
     from recall.sampling import typical_samples
 
-    prompts = list(dict.fromkeys(row.prompt for row in train.read()))[: settings.candidates]
     with loaded(expert.checkpoint(), training_dtype("auto")) as (model, tokenizer):
+        prompts = _candidates(train, heldout, settings, model, tokenizer)
         last_layer_PE = represent(
             model,
             tokenizer,
@@ -36,3 +42,29 @@ def cluster(job: Job, expert: CheckpointRef, train: SplitRef, settings: Sampling
     lines = [json.dumps({"prompt": prompts[index]}, ensure_ascii=False) for index in chosen]
     (job.out / "samples.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return {"count": len(chosen)}
+
+
+def _candidates(
+    train: SplitRef,
+    heldout: TextFileRef | None,
+    settings: SamplingSettings,
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+) -> list[str]:
+    from recall.generated import GENERATED_TOKENS, generate_prompts
+    from recall.prompts import read_samples
+
+    if settings.source == "generated":
+        return generate_prompts(
+            model,
+            tokenizer,
+            settings.generated,
+            max_new_tokens=min(settings.max_tokens, GENERATED_TOKENS) - 1,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+        )
+    if heldout is not None:
+        prompts = [sample.read for sample in read_samples(heldout.path)]
+    else:
+        prompts = list(dict.fromkeys(row.prompt for row in train.read()))
+    return prompts[: settings.candidates]

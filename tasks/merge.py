@@ -19,7 +19,7 @@ def merge(job: Job, pool: list[CheckpointRef], weights: WeightsRef) -> dict[str,
 
     record = MergeWeights.model_validate_json((weights.path / "weights.json").read_text(encoding="utf-8"))
     members = [member.checkpoint() for member in pool]
-    layers = checkpoint_layers(members[0])
+    layers = checkpoint_layers(members[0], modules=record.by_module)
     merge_models(members, np.array(record.weights), layers.of, job.out)
     (job.out / "recall.json").write_text(record.model_dump_json(indent=1), encoding="utf-8")
     return {}

@@ -61,6 +61,10 @@ class SplitRef(Ref):
         return [Row.model_validate_json(line) for line in json_lines(self.path)]
 
 
+class TextFileRef(Ref):
+    """A file that the settings name; its fingerprint is its SHA-256."""
+
+
 class TrackedFolder(Ref):
     """A folder of the working copy; its fingerprint is the hash by which DVC tracks it."""
 

@@ -12,8 +12,13 @@ from tasks.stage import Job, stage
 
 
 @stage(kind="representations", ref=RepresentationsRef)
-def represent(job: Job, model: CheckpointRef, samples: SamplesRef, settings: RepresentationSettings) -> dict[str, Any]:
-    """Write `representations.npy`, `(L, P, E)`; the forward pass runs in float32 whatever the weights' type."""
+def represent(
+    job: Job, model: CheckpointRef, samples: SamplesRef, settings: RepresentationSettings, modules: bool
+) -> dict[str, Any]:
+    """Write `representations.npy`, `(L, P, E)`; the forward pass runs in float32 whatever the weights' type.
+
+    With `modules` a block gives two rows, its attention's and its own.
+    """
     import numpy as np
     import torch
 
@@ -28,6 +33,8 @@ def represent(job: Job, model: CheckpointRef, samples: SamplesRef, settings: Rep
             prompts,
             batch_size=settings.batch_size,
             max_tokens=settings.max_tokens,
+            pooling=settings.pooling,
+            modules=modules,
             what=f"represent {job.label}",
         )
     np.save(job.out / "representations.npy", hidden_LPE, allow_pickle=False)

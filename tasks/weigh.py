@@ -21,13 +21,12 @@ def weigh(
     """RECALL's weights from representations of the same samples, a model each, the newest last."""
     import numpy as np
 
-    from recall.similarity import similarities
-    from recall.weighting import weights
+    from recall.weighting import weigh as weigh_layers
 
     hidden_KLPE = np.stack([np.load(ref.path / "representations.npy") for ref in representations])
-    similarities_LK, sigma_L = similarities(hidden_KLPE, settings.sigma)
-    weights_LK = weights(similarities_LK, settings.temperature, settings.alignment_threshold)
-    _write(job, pool, names, weights_LK.tolist(), similarities_LK.tolist(), sigma_L.tolist())
+    weights_LK, similarities_LK, sigma_L = weigh_layers(hidden_KLPE, settings)
+    modules = settings.granularity == "module"
+    _write(job, pool, names, weights_LK.tolist(), similarities_LK.tolist(), sigma_L.tolist(), modules)
     return {}
 
 
@@ -52,9 +51,10 @@ def _write(
     weights: list[list[float]],
     alike: list[list[float]],
     sigma: list[float],
+    modules: bool = False,
 ) -> None:
     from recall.structure import checkpoint_layers
 
-    layers = checkpoint_layers(pool[0].checkpoint()).names
+    layers = checkpoint_layers(pool[0].checkpoint(), modules=modules).names
     record = MergeWeights(layers=layers, models=names, weights=weights, similarities=alike, sigma=sigma)
     (job.out / "weights.json").write_text(record.model_dump_json(indent=1), encoding="utf-8")
