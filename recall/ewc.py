@@ -24,7 +24,7 @@ from peft import LoraConfig, PeftModel, inject_adapter_in_model
 from peft.tuners.lora import Embedding, LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from recall.answer_logits import LogitReader
 from recall.encoding import Encoded, encode
@@ -165,7 +165,7 @@ def _turned(layer: Any, fisher: Tensor) -> Tensor:
 def _lora_targets(model: PreTrainedModel | PeftModel, target_modules: str | list[str]) -> list[str]:
     """The names of the weights that LoRA would change, as PEFT itself finds them, on a copy without weights."""
     with torch.device("meta"):
-        blank = type(model)(model.config)
+        blank = AutoModelForCausalLM.from_config(model.config)
         inject_adapter_in_model(LoraConfig(r=1, target_modules=target_modules), blank)
     return [f"{name}.weight" for name, part in blank.named_modules() if isinstance(part, LoraLayer)]
 
