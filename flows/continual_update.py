@@ -27,13 +27,18 @@ from tasks import registry
 from tasks.cluster import cluster
 from tasks.evaluate import evaluate
 from tasks.finetune import finetune
+from tasks.fisher import fisher
 from tasks.merge import merge
 from tasks.records import Models, UpdateRecord
-from tasks.refs import CheckpointRef, DatasetRef, ScoreRef, TrackedFolder
+from tasks.refs import CheckpointRef, DatasetRef, FisherRef, ScoreRef, SplitRef, TrackedFolder
 from tasks.register import register
 from tasks.represent import represent
 from tasks.versioning import version_dataset
 from tasks.weigh import fixed_weights, weigh
+
+# The methods that train on from their own newest model and keep it whole; the last two guard against forgetting in
+# training, not in merging.
+SEQUENTIAL = ("sequential", "ewc", "replay")
 
 
 def _run_name() -> str:
@@ -90,9 +95,10 @@ def update(
     models: dict[str, Models] = {}
     scores: dict[str, dict[str, ScoreRef]] = {}
     for method in stream.methods:
-        current = model_after(stream, method, earlier, data_sets)
+        past = models_so_far(stream, method, earlier, data_sets)
+        current = past[-1].current if past else stream.base
         before |= {method: score(stream, current, f"{method} {position - 1}", data_sets, [name])[name].score}
-        models[method] = learn(stream, method, current, data_sets[name], earlier)
+        models[method] = learn(stream, method, past, data_sets)
         columns = [*seen, *unseen] if method == "recall" or last else seen
         scores[method] = score(stream, models[method].current, f"{method} {position}", data_sets, columns)
     expert = score(stream, models["recall"].expert, f"expert {name}", data_sets, [name])[name]
@@ -128,25 +134,31 @@ def version_data_sets(stream: Stream) -> dict[str, DatasetRef]:
     }
 
 
-def learn(
-    stream: Stream, method: str, current: CheckpointRef, data_set: DatasetRef, earlier: list[UpdateRecord]
-) -> Models:
-    """Stages 2 to 6: the method's next model, from its current one and the new learning task's data alone."""
+def learn(stream: Stream, method: str, past: list[Models], data_sets: dict[str, DatasetRef]) -> Models:
+    """Stages 2 to 6: the method's next model, from its past ones and the new learning task's data alone."""
     settings, store = stream.settings, stream.store
-    label = f"{data_set.learning_task} ({method})"
-    from_base = settings.update.start_from == "base" and method != "sequential"
+    *before, name = stream.seen(len(past) + 1)
+    train, label = data_sets[name].train, f"{name} ({method})"
+    current = past[-1].current if past else stream.base
+    from_base = settings.update.start_from == "base" and method not in SEQUENTIAL
     start = stream.base if from_base else current
-    expert = finetune(store, label, start=start, train=data_set.train, settings=settings.finetuning)
-    if method == "sequential" or not settings.update.pool_has_experts:
-        pool, names = [current, expert], ["current", data_set.learning_task]
+    memory = remembered(stream, method, past, data_sets)
+    expert = finetune(store, label, start=start, train=train, settings=settings.finetuning.plain, **memory)
+    if method in SEQUENTIAL or not settings.update.pool_has_experts:
+        pool, names = [current, expert], ["current", name]
     else:
-        experts = [record.models[method].expert for record in earlier]
-        pool = [stream.base, *experts, expert]
-        names = ["base", *(record.result.learning_task for record in earlier), data_set.learning_task]
+        pool, names = [stream.base, *(models.expert for models in past), expert], ["base", *before, name]
     if method != "recall":
-        weights = fixed_weights(store, label, pool=pool, names=names, rule=method)
-        return Models(current=merge(store, label, pool=pool, weights=weights), expert=expert, weights=weights)
-    samples = cluster(store, label, expert=expert, train=data_set.train, settings=settings.sampling)
+        rule = "sequential" if method in SEQUENTIAL else method
+        weights = fixed_weights(store, label, pool=pool, names=names, rule=rule)
+        merged = merge(store, label, pool=pool, weights=weights)
+        return Models(
+            current=merged,
+            expert=expert,
+            weights=weights,
+            fisher=consolidate(stream, label, merged, train, past) if method == "ewc" else None,
+        )
+    samples = cluster(store, label, expert=expert, train=train, settings=settings.sampling)
     representations = [
         represent(store, f"{name}, {label}", model=model, samples=samples, settings=settings.representations)
         for name, model in zip(names, pool, strict=True)
@@ -154,6 +166,30 @@ def learn(
     weights = weigh(store, label, pool=pool, names=names, representations=representations, settings=settings.weighting)
     merged = merge(store, label, pool=pool, weights=weights)
     return Models(current=merged, expert=expert, samples=samples, representations=representations, weights=weights)
+
+
+def remembered(
+    stream: Stream, method: str, past: list[Models], data_sets: dict[str, DatasetRef]
+) -> dict[str, FisherRef | float | list[SplitRef | None]]:
+    """What training is given of earlier learning tasks: a Fisher for EWC, rows for replay, nothing for the others."""
+    settings = stream.settings.finetuning
+    if method == "ewc" and past:
+        fisher_so_far = past[-1].fisher
+        assert fisher_so_far is not None
+        return {"fisher": fisher_so_far, "strength": settings.ewc.strength}
+    if method == "replay" and past:
+        earlier = [data_sets[name].train for name in stream.seen(len(past))]
+        return {"earlier": earlier, "share": settings.replay.share}
+    return {}
+
+
+def consolidate(
+    stream: Stream, label: str, model: CheckpointRef, train: SplitRef | None, past: list[Models]
+) -> FisherRef:
+    """EWC's memory for the next update: the new model's Fisher on the new data, plus that of the past."""
+    earlier = past[-1].fisher if past else None
+    settings = stream.settings.finetuning.fisher
+    return fisher(stream.store, label, model=model, train=train, earlier=earlier, settings=settings)
 
 
 def score(
@@ -172,18 +208,19 @@ def values(scores: dict[str, ScoreRef]) -> dict[str, float]:
     return {name: found.score for name, found in scores.items()}
 
 
-def model_after(
+def models_so_far(
     stream: Stream, method: str, earlier: list[UpdateRecord], data_sets: dict[str, DatasetRef]
-) -> CheckpointRef:
-    """A method's model after the earlier updates; a baseline's, which no registry keeps, is made again if lost."""
-    current = earlier[-1].models[method].current if earlier else stream.base
-    if method == "recall" or stream.has(current):
-        return current
-    current = stream.base
-    for position, record in enumerate(earlier):
-        data_set = data_sets[record.result.learning_task]
-        current = learn(stream, method, current, data_set, earlier[:position]).current
-    return current
+) -> list[Models]:
+    """What a method made in the earlier updates; a baseline's, which no registry keeps, is made again if lost."""
+    past = [record.models[method] for record in earlier]
+    needed = [ref for models in past[-1:] for ref in models.needed_next]
+    needed += [models.expert for models in past if stream.settings.update.pool_has_experts]
+    if method == "recall" or all(map(stream.has, needed)):
+        return past
+    past = []
+    for _ in earlier:
+        past.append(learn(stream, method, past, data_sets))
+    return past
 
 
 def with_unseen(stream: Stream, records: list[UpdateRecord], data_sets: dict[str, DatasetRef]) -> UpdateRecord:
@@ -193,7 +230,7 @@ def with_unseen(stream: Stream, records: list[UpdateRecord], data_sets: dict[str
     added = {}
     for method in missing:
         data_sets = data_sets or begin(stream)
-        model = model_after(stream, method, records, data_sets)
+        model = models_so_far(stream, method, records, data_sets)[-1].current
         scores = score(stream, model, f"{method} {record.position}", data_sets, stream.unseen)
         added[method] = record.scores[method] | values(scores)
     return record.model_copy(update={"scores": record.scores | added})

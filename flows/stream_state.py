@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from flows.preflight import Inputs
 from recall.progress import console
 from recall.results import MergeWeights, ScoreMatrix, StreamResult, UpdateResult
@@ -54,23 +56,31 @@ class Stream:
 
     def model_key(self, position: int) -> str:
         """What identifies the merged model of update `position`: base, data so far, and settings that reach it."""
-        reads = ("update", "finetuning", "sampling", "representations", "weighting")
+        settings = self.settings
+        reads = {name: getattr(settings, name) for name in ("update", "sampling", "representations", "weighting")}
+        reads["finetuning"] = settings.finetuning.plain
         return digest(
             {
                 "base_model": self.inputs.base_hash,
                 "learning_tasks": [self._data_set(name) for name in self.seen(position)],
-                "settings": {name: getattr(self.settings, name).model_dump(mode="json") for name in reads},
+                "settings": {name: read.model_dump(mode="json") for name, read in reads.items()},
             }
         )
 
     def key(self, position: int) -> str:
         """What identifies the update with all its scores: the model, and what it is compared with and tested on."""
+        baselines: dict[str, BaseModel] = {
+            "ewc": self.settings.finetuning.ewc,
+            "replay": self.settings.finetuning.replay,
+        }
+        used = {name: own.model_dump(mode="json") for name, own in baselines.items() if name in self.methods}
         return digest(
             {
                 "model": self.model_key(position),
                 "unseen": [self._data_set(name) for name in self.settings.stream.unseen],
                 "evaluation": self.settings.evaluation.model_dump(mode="json"),
                 "baselines": self.settings.baselines,
+                **used,
             }
         )
 
@@ -149,7 +159,7 @@ def update_result(
         "merge": [own.current],
         "evaluate": scores,
         "baselines": [
-            ref for name, other in models.items() if name != "recall" for ref in (other.expert, other.current)
+            ref for name, other in models.items() if name != "recall" for ref in (other.expert, *other.needed_next)
         ],
     }
     seconds = {stage: round(sum(map(stream.seconds, refs)), 2) for stage, refs in made.items() if refs}

@@ -25,6 +25,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from recall.answer_logits import LogitReader
 from recall.checkpoints import Checkpoint
 from recall.encoding import encode
+from recall.ewc import Consolidation, Penalty
 from recall.learning_tasks import Row
 from recall.loading import load_model, load_tokenizer, training_dtype
 from recall.progress import track
@@ -38,7 +39,8 @@ Example = tuple[list[int], list[int]]
 class FinetuningReport(BaseModel):
     """What a fine-tuning did: `losses` has a value an optimiser step, `tokens` counts all without padding.
 
-    `seconds` is this process's share where an earlier one was interrupted.
+    A loss includes the penalty where there is one. `seconds` is this process's share where an earlier one was
+    interrupted.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -59,19 +61,26 @@ def finetune(
     out: Path,
     work: Path,
     what: str = "fine-tune",
+    keep: Consolidation | None = None,
 ) -> FinetuningReport:
     """Train a LoRA adapter (Hu et al. 2021) over the full checkpoint `start` and write it to `out`.
 
     Base weights stay in the training dtype, the adapter and the optimiser's state in float32. The run depends on
-    `start`, `rows`, `settings`, the thread count and the library versions alone: a process that finds a complete
-    checkpoint of the same rows and settings in `work` goes on from there and ends with bit-identical weights.
+    `start`, `rows`, `settings`, `keep`, the thread count and the library versions alone: a process that finds a
+    complete checkpoint of the same rows, settings and `keep` in `work` goes on from there and ends with bit-identical
+    weights.
+
+    With `keep` the loss has the penalty of elastic weight consolidation (see `recall.ewc`) for leaving `start`.
+
+    Raises:
+        BadInput: `start` cannot be loaded, or the Fisher of `keep` is of other weights than LoRA changes.
     """
     started = time.monotonic()
     dtype = training_dtype(settings.dtype)
     plan = _batches(start, rows, settings)
     set_seed(settings.seed)
     model = get_peft_model(load_model(start, dtype), _lora_config(settings))
-    digest = _digest(rows, settings)
+    digest = _digest(rows, settings, keep)
     last = _last_complete(work, digest)
     trainer = _AnswerTrainer(
         model=model,
@@ -82,6 +91,7 @@ def finetune(
     )
     trainer.remove_callback(PrinterCallback)
     trainer.reader = LogitReader(model)
+    trainer.penalty = Penalty(model, keep) if keep and keep.strength else None
     # Has Trainer count the answer tokens of a whole optimiser step.
     trainer.model_accepts_loss_kwargs = True
     with disable_input_dtype_casting(model):
@@ -99,15 +109,19 @@ def finetune(
 
 
 class _AnswerTrainer(Trainer):
-    """Trainer whose loss reads the logits at the answer's positions only."""
+    """Trainer whose loss reads the logits at the answer's positions only, and may have a penalty on the weights."""
 
     reader: LogitReader
+    penalty: Penalty | None
     loss_is_scaled_for_ga = True
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        """Sum of the answer tokens' cross entropies over the number of answer tokens in the optimiser step."""
+        """Sum of the answer tokens' cross entropies over the number of answer tokens in the optimiser step.
+
+        The batches of a step bear its penalty by their share in these tokens, so that the step has it once.
+        """
         ids_BT, labels_BT = inputs["input_ids"], inputs["labels"]
         # The state before a token predicts it; the row ends are padded on the right, so causal attention needs no mask.
         chosen_BT = torch.zeros_like(labels_BT, dtype=torch.bool)
@@ -117,6 +131,8 @@ class _AnswerTrainer(Trainer):
             states_N, _ = self.reader.states({"input_ids": ids_BT, "use_cache": False}, chosen_BT)
             log_probs_N = self.reader.log_probs(states_N, labels_BT[:, 1:][chosen_BT[:, :-1]])
         loss: torch.Tensor = -log_probs_N.sum() / num_items_in_batch
+        if self.penalty is not None:
+            loss = loss + len(log_probs_N) / num_items_in_batch * self.penalty()
         return loss
 
 
@@ -233,8 +249,9 @@ def _sizes(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if not path.name.startswith(MARKER)}
 
 
-def _digest(rows: list[Row], settings: FinetuningSettings) -> str:
+def _digest(rows: list[Row], settings: FinetuningSettings, keep: Consolidation | None) -> str:
     whole = settings.model_dump_json() + "".join(row.model_dump_json() for row in rows)
+    whole += keep.digest() if keep else ""
     return sha256(whole.encode()).hexdigest()
 
 

@@ -15,7 +15,13 @@ from recall.standings import LABELS, best_methods, headings, method_names, point
 from recall.text_files import write_text
 from recall.verdict import verdict
 
-METHOD_COLOURS = {"recall": "recall", "sequential": "sequential", "average": "average"}
+METHOD_COLOURS = {
+    "recall": "recall",
+    "sequential": "sequential",
+    "average": "average",
+    "ewc": "c4",
+    "replay": "c6",
+}
 MODEL_COLOURS = ["c1", "c2", "c3", "c4", "c5", "c6"]
 LIBRARIES = (
     "torch",

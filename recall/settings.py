@@ -55,6 +55,50 @@ class FinetuningSettings(Frozen):
     seed: int = Field(0, ge=0, lt=SEEDS)
 
 
+class EwcSettings(Frozen):
+    """The baseline `ewc`, elastic weight consolidation (recall/ewc.py)."""
+
+    strength: float = Field(1000.0, ge=0, allow_inf_nan=False, description="lambda; 0 is sequential fine-tuning")
+    samples: int = Field(
+        64, gt=0, description="training rows of a learning task that its Fisher is taken from, at most"
+    )
+
+
+class ReplaySettings(Frozen):
+    """The baseline `replay`, experience replay (recall/replay.py)."""
+
+    share: float = Field(0.2, gt=0, allow_inf_nan=False, description="earlier learning tasks' rows over the new one's")
+
+
+class FisherSettings(Frozen):
+    """What the Fisher of a learning task depends on; all of it is stated elsewhere in `finetuning`."""
+
+    samples: int
+    target_modules: str | list[str]
+    max_tokens: int
+    seed: int
+
+
+class FinetuningSection(FinetuningSettings):
+    """`finetuning` of params.yaml: how every method trains, and what two baselines add to that."""
+
+    ewc: EwcSettings = EwcSettings()
+    replay: ReplaySettings = ReplaySettings()
+
+    @property
+    def plain(self) -> FinetuningSettings:
+        """Without the baselines' own settings, which no other method's training reads."""
+        return FinetuningSettings.model_validate(
+            {name: getattr(self, name) for name in FinetuningSettings.model_fields}
+        )
+
+    @property
+    def fisher(self) -> FisherSettings:
+        """What the Fisher depends on: not on the strength, nor on how the model was trained."""
+        samples, modules = self.ewc.samples, self.lora.target_modules
+        return FisherSettings(samples=samples, target_modules=modules, max_tokens=self.max_tokens, seed=self.seed)
+
+
 class SamplingSettings(Frozen):
     """Which prompts stand for the newest learning task (DESIGN 2, step 2)."""
 
@@ -169,12 +213,12 @@ class Settings(Frozen):
     base_model: BaseModelSettings
     learning_tasks: dict[str, TaskSpec] = Field(min_length=1)
     update: UpdateSettings = UpdateSettings()
-    finetuning: FinetuningSettings = FinetuningSettings()
+    finetuning: FinetuningSection = FinetuningSection()
     sampling: SamplingSettings = SamplingSettings()
     representations: RepresentationSettings = RepresentationSettings()
     weighting: WeightingSettings = WeightingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
-    baselines: list[Literal["sequential", "average"]] = ["sequential", "average"]
+    baselines: list[Literal["sequential", "average", "ewc", "replay"]] = ["sequential", "average"]
     threads: int = Field(
         0, ge=0, description="CPU threads of torch; 0 takes one for every core that this process may use"
     )

@@ -8,7 +8,13 @@ from recall.continual_metrics import forgetting, seen_average, unseen_average
 from recall.errors import BadInput
 from recall.results import ScoreMatrix, StreamResult
 
-LABELS = {"sequential": "sequential fine-tuning", "average": "plain average", "recall": "RECALL"}
+LABELS = {
+    "sequential": "sequential fine-tuning",
+    "average": "plain average",
+    "ewc": "EWC",
+    "replay": "experience replay",
+    "recall": "RECALL",
+}
 
 
 @dataclass(frozen=True)

@@ -5,17 +5,37 @@ from __future__ import annotations
 from typing import Any
 
 from recall.settings import FinetuningSettings
-from tasks.refs import CheckpointRef, FinetunedRef, SplitRef
+from tasks.refs import CheckpointRef, FinetunedRef, FisherRef, SplitRef
 from tasks.stage import Job, stage
 
 
 @stage(kind="experts", ref=FinetunedRef)
-def finetune(job: Job, start: CheckpointRef, train: SplitRef, settings: FinetuningSettings) -> dict[str, Any]:
-    """Fine-tune `start` on `train` as a LoRA adapter; a killed run goes on from its last checkpoint."""
-    from recall import finetuning
+def finetune(
+    job: Job,
+    start: CheckpointRef,
+    train: SplitRef,
+    settings: FinetuningSettings,
+    fisher: FisherRef | None = None,
+    strength: float = 0.0,
+    earlier: list[SplitRef] | None = None,
+    share: float = 0.0,
+) -> dict[str, Any]:
+    """Fine-tune `start` on `train` as a LoRA adapter; a killed run goes on from its last checkpoint.
+
+    Give the baselines' inputs (EWC: `fisher` and `strength`, replay: `earlier` and `share`) only where they are used:
+    an input that is not given is not part of the fingerprint, so a baseline that has nothing to remember yet shares its
+    expert with the others.
+    """
+    from recall import ewc, finetuning, replay
 
     report = finetuning.finetune(
-        start.checkpoint(), train.read(), settings, job.out, job.work, f"fine-tune {job.label}"
+        start.checkpoint(),
+        replay.with_earlier_rows(train.read(), [split.read() for split in earlier or []], share, settings.seed),
+        settings,
+        job.out,
+        job.work,
+        f"fine-tune {job.label}",
+        ewc.Consolidation(fisher.path, strength) if fisher else None,
     )
     (job.out / "training.json").write_text(report.model_dump_json(indent=2, exclude={"seconds"}), encoding="utf-8")
     return {"base": start, "steps": report.steps, "final_loss": report.losses[-1]}

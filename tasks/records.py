@@ -5,11 +5,11 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict
 
 from recall.results import UpdateResult
-from tasks.refs import CheckpointRef, FinetunedRef, RepresentationsRef, SamplesRef, WeightsRef
+from tasks.refs import ArtifactRef, CheckpointRef, FinetunedRef, FisherRef, RepresentationsRef, SamplesRef, WeightsRef
 
 
 class Models(BaseModel):
-    """What one method made in an update: `current` is its model afterwards."""
+    """What one method made in an update: `current` is its model afterwards; of EWC also the Fisher for the next one."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -18,6 +18,12 @@ class Models(BaseModel):
     samples: SamplesRef | None = None
     representations: list[RepresentationsRef] = []
     weights: WeightsRef
+    fisher: FisherRef | None = None
+
+    @property
+    def needed_next(self) -> list[ArtifactRef]:
+        """What the method's next update starts from."""
+        return [self.current, *([self.fisher] if self.fisher else [])]
 
 
 class UpdateRecord(BaseModel):

@@ -110,6 +110,10 @@ class FinetunedRef(CheckpointRef):
     final_loss: float
 
 
+class FisherRef(ArtifactRef):
+    """`fisher.safetensors`: the summed diagonal Fishers of the learning tasks so far, float32, a tensor a weight."""
+
+
 class SamplesRef(ArtifactRef):
     """The typical samples: `samples.jsonl`, a prompt a row."""
 
