@@ -9,7 +9,9 @@ from typing import Any
 from prefect import flow
 from prefect.runtime import flow_run
 
+from flows.baselines import learn_baseline
 from flows.outputs import publish_outputs
+from flows.pools import heldout, merge_pool, start_model
 from flows.preflight import check_inputs
 from flows.stream_state import (
     Stream,
@@ -27,18 +29,13 @@ from tasks import registry
 from tasks.cluster import cluster
 from tasks.evaluate import evaluate
 from tasks.finetune import finetune
-from tasks.fisher import fisher
 from tasks.merge import merge
 from tasks.records import Models, UpdateRecord
-from tasks.refs import CheckpointRef, DatasetRef, FisherRef, ScoreRef, SplitRef, TrackedFolder
+from tasks.refs import CheckpointRef, DatasetRef, ScoreRef, TrackedFolder
 from tasks.register import register
 from tasks.represent import represent
 from tasks.versioning import version_dataset
-from tasks.weigh import fixed_weights, weigh
-
-# The methods that train on from their own newest model and keep it whole; the last two guard against forgetting in
-# training, not in merging.
-SEQUENTIAL = ("sequential", "ewc", "replay")
+from tasks.weigh import weigh
 
 
 def _run_name() -> str:
@@ -98,7 +95,7 @@ def update(
         past = models_so_far(stream, method, earlier, data_sets)
         current = past[-1].current if past else stream.base
         before |= {method: score(stream, current, f"{method} {position - 1}", data_sets, [name])[name].score}
-        models[method] = learn(stream, method, past, data_sets)
+        models[method] = next_models(stream, method, past, data_sets)
         columns = [*seen, *unseen] if method == "recall" or last else seen
         scores[method] = score(stream, models[method].current, f"{method} {position}", data_sets, columns)
     expert = score(stream, models["recall"].expert, f"expert {name}", data_sets, [name])[name]
@@ -134,62 +131,22 @@ def version_data_sets(stream: Stream) -> dict[str, DatasetRef]:
     }
 
 
-def learn(stream: Stream, method: str, past: list[Models], data_sets: dict[str, DatasetRef]) -> Models:
-    """Stages 2 to 6: the method's next model, from its past ones and the new learning task's data alone."""
-    settings, store = stream.settings, stream.store
-    *before, name = stream.seen(len(past) + 1)
-    train, label = data_sets[name].train, f"{name} ({method})"
-    current = past[-1].current if past else stream.base
-    from_base = settings.update.start_from == "base" and method not in SEQUENTIAL
-    start = stream.base if from_base else current
-    memory = remembered(stream, method, past, data_sets)
-    expert = finetune(store, label, start=start, train=train, settings=settings.finetuning.plain, **memory)
-    if method in SEQUENTIAL or not settings.update.pool_has_experts:
-        pool, names = [current, expert], ["current", name]
-    else:
-        pool, names = [stream.base, *(models.expert for models in past), expert], ["base", *before, name]
-    if method != "recall":
-        rule = "sequential" if method in SEQUENTIAL else method
-        weights = fixed_weights(store, label, pool=pool, names=names, rule=rule)
-        merged = merge(store, label, pool=pool, weights=weights)
-        return Models(
-            current=merged,
-            expert=expert,
-            weights=weights,
-            fisher=consolidate(stream, label, merged, train, past) if method == "ewc" else None,
-        )
-    samples = cluster(store, label, expert=expert, train=train, settings=settings.sampling)
+def learn(stream: Stream, past: list[Models], data_sets: dict[str, DatasetRef]) -> Models:
+    """Stages 2 to 6: RECALL's next model, from its past ones and the new learning task's data alone."""
+    settings, store, name = stream.settings, stream.store, stream.seen(len(past) + 1)[-1]
+    train, label = data_sets[name].train, f"{name} (recall)"
+    modules = settings.weighting.granularity == "module"
+    expert = finetune(store, label, start=start_model(stream, past), train=train, settings=settings.finetuning.plain)
+    pool, names = merge_pool(stream, past, expert)
+    samples = cluster(store, label, expert=expert, train=train, settings=settings.sampling, **heldout(stream))
     representations = [
-        represent(store, f"{name}, {label}", model=model, samples=samples, settings=settings.representations)
-        for name, model in zip(names, pool, strict=True)
-    ]
+        represent(store, f"{who}, {label}", model=model, samples=samples, settings=settings.representations,
+                  modules=modules)
+        for who, model in zip(names, pool, strict=True)
+    ]  # fmt: skip
     weights = weigh(store, label, pool=pool, names=names, representations=representations, settings=settings.weighting)
     merged = merge(store, label, pool=pool, weights=weights)
     return Models(current=merged, expert=expert, samples=samples, representations=representations, weights=weights)
-
-
-def remembered(
-    stream: Stream, method: str, past: list[Models], data_sets: dict[str, DatasetRef]
-) -> dict[str, FisherRef | float | list[SplitRef | None]]:
-    """What training is given of earlier learning tasks: a Fisher for EWC, rows for replay, nothing for the others."""
-    settings = stream.settings.finetuning
-    if method == "ewc" and past:
-        fisher_so_far = past[-1].fisher
-        assert fisher_so_far is not None
-        return {"fisher": fisher_so_far, "strength": settings.ewc.strength}
-    if method == "replay" and past:
-        earlier = [data_sets[name].train for name in stream.seen(len(past))]
-        return {"earlier": earlier, "share": settings.replay.share}
-    return {}
-
-
-def consolidate(
-    stream: Stream, label: str, model: CheckpointRef, train: SplitRef | None, past: list[Models]
-) -> FisherRef:
-    """EWC's memory for the next update: the new model's Fisher on the new data, plus that of the past."""
-    earlier = past[-1].fisher if past else None
-    settings = stream.settings.finetuning.fisher
-    return fisher(stream.store, label, model=model, train=train, earlier=earlier, settings=settings)
 
 
 def score(
@@ -208,6 +165,11 @@ def values(scores: dict[str, ScoreRef]) -> dict[str, float]:
     return {name: found.score for name, found in scores.items()}
 
 
+def next_models(stream: Stream, method: str, past: list[Models], data_sets: dict[str, DatasetRef]) -> Models:
+    """A method's models after the update that follows `past`."""
+    return learn(stream, past, data_sets) if method == "recall" else learn_baseline(stream, method, past, data_sets)
+
+
 def models_so_far(
     stream: Stream, method: str, earlier: list[UpdateRecord], data_sets: dict[str, DatasetRef]
 ) -> list[Models]:
@@ -215,11 +177,12 @@ def models_so_far(
     past = [record.models[method] for record in earlier]
     needed = [ref for models in past[-1:] for ref in models.needed_next]
     needed += [models.expert for models in past if stream.settings.update.pool_has_experts]
+    needed += [models.moments for models in past if models.moments]
     if method == "recall" or all(map(stream.has, needed)):
         return past
     past = []
     for _ in earlier:
-        past.append(learn(stream, method, past, data_sets))
+        past.append(next_models(stream, method, past, data_sets))
     return past
 
 

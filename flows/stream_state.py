@@ -15,7 +15,7 @@ from recall.results import MergeWeights, ScoreMatrix, StreamResult, UpdateResult
 from recall.settings import Settings
 from tasks import registry
 from tasks.records import Models, UpdateRecord
-from tasks.refs import ArtifactRef, CheckpointRef, DatasetRef, Ref, ScoreRef, digest
+from tasks.refs import ArtifactRef, CheckpointRef, DatasetRef, Ref, ScoreRef, digest, file_sha256
 from tasks.store import Store
 from tasks.versioning import version_base
 
@@ -59,11 +59,13 @@ class Stream:
         settings = self.settings
         reads = {name: getattr(settings, name) for name in ("update", "sampling", "representations", "weighting")}
         reads["finetuning"] = settings.finetuning.plain
+        heldout = {"heldout": file_sha256(settings.sampling.file)} if settings.sampling.file else {}
         return digest(
             {
                 "base_model": self.inputs.base_hash,
                 "learning_tasks": [self._data_set(name) for name in self.seen(position)],
                 "settings": {name: read.model_dump(mode="json") for name, read in reads.items()},
+                **heldout,
             }
         )
 
@@ -74,6 +76,7 @@ class Stream:
             "replay": self.settings.finetuning.replay,
         }
         used = {name: own.model_dump(mode="json") for name, own in baselines.items() if name in self.methods}
+        used |= {name: options for name in self.methods if (options := self.settings.merging.read_by(name))}
         return digest(
             {
                 "model": self.model_key(position),
@@ -150,6 +153,7 @@ def update_result(
 ) -> UpdateResult:
     """What people want to know of one update: RECALL's merge, and the seconds of each of its stages."""
     own = models["recall"]
+    assert own.weights is not None
     merge = MergeWeights.model_validate_json((own.weights.path / "weights.json").read_text(encoding="utf-8"))
     made: dict[str, list[Any]] = {
         "finetune": [own.expert],
@@ -189,7 +193,7 @@ def lineage_of(stream: Stream, record: UpdateRecord, data_sets: dict[str, Datase
         ],
         "expert": models.expert.fingerprint,
         "samples": models.samples.fingerprint if models.samples else None,
-        "weights": models.weights.fingerprint,
+        "weights": models.weights.fingerprint if models.weights else None,
         "merged": models.current.fingerprint,
         "settings": stream.settings.model_dump(mode="json"),
         "environment": manifest.get("environment"),

@@ -9,7 +9,7 @@ from rich.table import Table
 from recall.chunks import CHUNK, fit_memory, memory_needed
 from recall.merge_job import checked_members
 from recall.merge_request import MergeRequest
-from recall.methods import held_memory
+from recall.methods import held_memory, moment_files
 from recall.pool import Pool
 from recall.results import Frozen
 from recall.structure import checkpoint_layers
@@ -53,7 +53,7 @@ def merge_plan(request: MergeRequest) -> MergePlan:
             sizes = sum(spec.size for spec in specs), sum(spec.nbytes for spec in specs)
             plans.append(LayerPlan(name=name, tensors=len(specs), parameters=sizes[0], bytes=sizes[1]))
         threads, chunk = request.threads or len(os.sched_getaffinity(0)), CHUNK
-        chunk_tensors, held = held_memory(request.method, members)
+        chunk_tensors, held = held_memory(request.method, len(members), moment_files(members)[0])
         if request.max_memory:
             chunk, threads = fit_memory(pool, threads, request.max_memory - held, chunk_tensors)
         parameters = sum(plan.parameters for plan in plans)

@@ -28,6 +28,7 @@ def merge_with(
     *,
     weights_RK: np.ndarray | None = None,
     row_of: Callable[[str], int] | None = None,
+    moments: Sequence[Sequence[Path]] = (),
     threads: int | None = None,
     max_memory: int | None = None,
 ) -> None:
@@ -35,6 +36,8 @@ def merge_with(
 
     Args:
         weights_RK: for the methods in `WEIGHTED`, with `row_of`; see `recall.merging.merge`.
+        moments: for regmean, the files of each member: one for an expert, all of theirs for a merged model; by default
+            the one that lies in the member's folder.
 
     Raises:
         BadInput: as `recall.merging.merge_by`, and where the method cannot take these models.
@@ -43,27 +46,21 @@ def merge_with(
         assert weights_RK is not None and row_of is not None
         merge(members, weights_RK, row_of, out, threads=threads, max_memory=max_memory)
         return
-    chunk_tensors, held = held_memory(name, members)
-    merge_by(
-        members,
-        _chunked(name, members, settings),
-        out,
-        threads=threads,
-        max_memory=max_memory,
-        chunk_tensors=chunk_tensors,
-        held=held,
-    )
+    files = moments or [[path] for path in moment_files(members)]
+    method = _chunked(name, files, settings)
+    chunk_tensors, held = held_memory(name, len(members), files[0][0])
+    merge_by(members, method, out, threads=threads, max_memory=max_memory, chunk_tensors=chunk_tensors, held=held)
 
 
-def held_memory(name: MethodName, members: Sequence[Checkpoint]) -> tuple[int, int]:
+def held_memory(name: MethodName, models: int, moments: Path) -> tuple[int, int]:
     """How many float32 tensors of a chunk's size a method holds a thread, and how many bytes it holds besides."""
     if name in WEIGHTED:
         return 0, 0
     if name == "regmean":
         from recall.regmean import held_bytes
 
-        return len(members) + 4, held_bytes(len(members), moment_files(members)[0])
-    return 4 * len(members), 0
+        return models + 4, held_bytes(models, moments)
+    return 4 * models, 0
 
 
 def moment_files(members: Sequence[Checkpoint]) -> list[Path]:
@@ -73,11 +70,11 @@ def moment_files(members: Sequence[Checkpoint]) -> list[Path]:
     return [member.folder / FILE for member in members]
 
 
-def _chunked(name: MethodName, members: Sequence[Checkpoint], settings: MergingSettings) -> Method:
+def _chunked(name: MethodName, moments: Sequence[Sequence[Path]], settings: MergingSettings) -> Method:
     if name == "regmean":
         from recall.regmean import regmean
 
-        return regmean(moment_files(members), settings.shrink)
+        return regmean(moments, settings.shrink)
     if name == "slerp":
         from recall.slerp import slerp
 

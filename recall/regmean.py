@@ -23,7 +23,7 @@ from recall.task_vectors import member_chunk
 RIDGE = 1e-6
 
 
-def regmean(paths: Sequence[Path], shrink: float = 0.9) -> Method:
+def regmean(paths: Sequence[Sequence[Path]], shrink: float = 0.9) -> Method:
     """W = (sum_k W_k G_k) (sum_k G_k)^-1 for every linear map, the plain average for everything else.
 
     Equation 2 of the paper, with W as (outputs, inputs); G_k are the second moments of expert k's inputs, their
@@ -31,22 +31,24 @@ def regmean(paths: Sequence[Path], shrink: float = 0.9) -> Method:
     streamed as any other; what is held besides is K + 1 matrices of (I, I).
 
     Args:
-        paths: the moments of each model, in the pool's order; see `recall.moments`.
+        paths: the files of moments of each model, in the pool's order (see `recall.moments`): an expert's own, or
+            those of all the experts that a merged model stands for.
 
     Raises:
         BadInput: a file is missing, or does not fit the model.
     """
 
     def method(pool: Pool, _: int) -> Combine:
-        moments = [read_moments(path) for path in paths]
-        _check_fit(pool, moments, paths)
+        moments = [[read_moments(path) for path in files] for files in paths]
+        _check_fit(pool, [one for group in moments for one in group], [path for files in paths for path in files])
+        first = moments[0][0]
         solved = _Solved(pool, moments, shrink)
 
         def combine(part: Slice, buffers: Buffers) -> Tensor:
-            if part.name not in moments[0].shared:
+            if part.name not in first.shared:
                 chunks = [member_chunk(pool, number, part, buffers) for number in range(len(pool.members))]
                 return torch.stack(chunks).mean(dim=0)
-            if part.name in moments[0].transposed:
+            if part.name in first.transposed:
                 return solved.slice_of_whole(part)
             return solved.rows(part, buffers)
 
@@ -56,14 +58,15 @@ def regmean(paths: Sequence[Path], shrink: float = 0.9) -> Method:
 
 
 class _Solved:
-    def __init__(self, pool: Pool, moments: list[Moments], shrink: float) -> None:
+    def __init__(self, pool: Pool, moments: list[list[Moments]], shrink: float) -> None:
         self.pool = pool
         self.moments = moments
+        self.shared = moments[0][0].shared
         self.shrink = shrink
 
     def rows(self, part: Slice, buffers: Buffers) -> Tensor:
         """Rows of W: each of them is solved by itself."""
-        grams_KII, inverse_II = self._factors(self.moments[0].shared[part.name])
+        grams_KII, inverse_II = self._factors(self.shared[part.name])
         total_OI: Tensor = torch.zeros(())
         for number, gram_II in enumerate(grams_KII):
             rows_OI = member_chunk(self.pool, number, part, buffers).view(-1, len(gram_II))
@@ -78,7 +81,7 @@ class _Solved:
     def _whole(self, name: str) -> Tensor:
         spec = self.pool.specs[name]
         whole, buffers = Slice(name, 0, spec.size), Buffers(spec.size)
-        grams_KII, inverse_II = self._factors(self.moments[0].shared[name])
+        grams_KII, inverse_II = self._factors(self.shared[name])
         models = [member_chunk(self.pool, number, whole, buffers) for number in range(len(grams_KII))]
         total_IO = torch.stack(
             [gram_II @ model_n.view(spec.shape).double() for gram_II, model_n in zip(grams_KII, models, strict=True)]
@@ -88,7 +91,9 @@ class _Solved:
     @lru_cache(maxsize=2)  # noqa: B019 - maps that share their inputs follow each other; lives as long as its merge
     def _factors(self, shared: str) -> tuple[list[Tensor], Tensor]:
         """Each model's shrunk moments, and the inverse of their sum."""
-        grams_KII = [self._shrunk(moments.matrix(shared)) for moments in self.moments]
+        grams_KII = [
+            self._shrunk(torch.stack([one.matrix(shared) for one in group]).sum(dim=0)) for group in self.moments
+        ]
         total_II = torch.stack(grams_KII).sum(dim=0)
         return grams_KII, torch.cholesky_inverse(torch.linalg.cholesky(total_II))
 

@@ -22,6 +22,22 @@ RESERVED_NAMES = ("base_model", "sources", "profiles")
 SEEDS = 2**32
 
 
+Baseline = Literal[
+    "sequential", "average", "ewc", "replay", "slerp", "task_arithmetic", "ties", "dare", "pruned_average",
+    "lm_cocktail", "regmean",
+]  # fmt: skip
+
+READ_BY = {
+    "task_arithmetic": ("scale",),
+    "lm_cocktail": ("loss_temperature",),
+    "slerp": ("fraction",),
+    "ties": ("density", "scale"),
+    "pruned_average": ("density", "scale"),
+    "dare": ("density", "scale", "seed"),
+    "regmean": ("shrink",),
+}
+
+
 class Frozen(BaseModel):
     """A settings model: immutable, and an unknown key is an error."""
 
@@ -157,6 +173,10 @@ class MergingSettings(Frozen):
     shrink: float = Field(0.9, ge=0, le=1, description="of off-diagonal second moments: regmean")
     seed: int = Field(0, ge=0, lt=SEEDS, description="of what is dropped: dare")
 
+    def read_by(self, method: str) -> dict[str, float]:
+        """The settings that a method reads, by their names; a change of any other leaves its models as they are."""
+        return {option: getattr(self, option) for option in READ_BY.get(method, ())}
+
 
 class UpdateSettings(Frozen):
     """What the newest expert starts from, and which models are merged with it (DESIGN 2, step 1)."""
@@ -218,7 +238,8 @@ class Settings(Frozen):
     representations: RepresentationSettings = RepresentationSettings()
     weighting: WeightingSettings = WeightingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
-    baselines: list[Literal["sequential", "average", "ewc", "replay"]] = ["sequential", "average"]
+    merging: MergingSettings = MergingSettings()
+    baselines: list[Baseline] = ["sequential", "average"]
     threads: int = Field(
         0, ge=0, description="CPU threads of torch; 0 takes one for every core that this process may use"
     )

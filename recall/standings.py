@@ -13,6 +13,13 @@ LABELS = {
     "average": "plain average",
     "ewc": "EWC",
     "replay": "experience replay",
+    "slerp": "SLERP",
+    "task_arithmetic": "task arithmetic",
+    "ties": "TIES",
+    "dare": "DARE",
+    "pruned_average": "pruned average",
+    "lm_cocktail": "LM-Cocktail",
+    "regmean": "RegMean",
     "recall": "RECALL",
 }
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from recall.results import MergeWeights
-from tasks.refs import CheckpointRef, WeightsRef
+from recall.settings import MergingSettings
+from tasks.refs import CheckpointRef, MomentsRef, WeightsRef
 from tasks.stage import Job, stage
 
 
@@ -22,4 +23,22 @@ def merge(job: Job, pool: list[CheckpointRef], weights: WeightsRef) -> dict[str,
     layers = checkpoint_layers(members[0], modules=record.by_module)
     merge_models(members, np.array(record.weights), layers.of, job.out)
     (job.out / "recall.json").write_text(record.model_dump_json(indent=1), encoding="utf-8")
+    return {}
+
+
+@stage(kind="merged", ref=CheckpointRef)
+def combine(
+    job: Job,
+    pool: list[CheckpointRef],
+    method: Literal["slerp", "ties", "dare", "pruned_average", "regmean"],
+    options: dict[str, Any],
+    moments: list[list[MomentsRef]] | None = None,
+) -> dict[str, Any]:
+    """Merge by a baseline that is no weighted sum; `options` are the settings that it reads, and no others."""
+    from recall.methods import merge_with
+    from recall.moments import FILE
+
+    members = [member.checkpoint() for member in pool]
+    kept = [[ref.path / FILE for ref in group] for group in moments or []]
+    merge_with(method, members, job.out, MergingSettings(**options), moments=kept)
     return {}

@@ -5,11 +5,21 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict
 
 from recall.results import UpdateResult
-from tasks.refs import ArtifactRef, CheckpointRef, FinetunedRef, FisherRef, RepresentationsRef, SamplesRef, WeightsRef
+from tasks.refs import (
+    ArtifactRef,
+    CheckpointRef,
+    FinetunedRef,
+    FisherRef,
+    MomentsRef,
+    RepresentationsRef,
+    SamplesRef,
+    WeightsRef,
+)
 
 
 class Models(BaseModel):
-    """What one method made in an update: `current` is its model afterwards; of EWC also the Fisher for the next one."""
+    """What one method made in an update: `current` is its model afterwards; of EWC also the Fisher for the next one,
+    of RegMean the moments of the expert's own inputs."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -17,8 +27,9 @@ class Models(BaseModel):
     expert: FinetunedRef
     samples: SamplesRef | None = None
     representations: list[RepresentationsRef] = []
-    weights: WeightsRef
+    weights: WeightsRef | None = None
     fisher: FisherRef | None = None
+    moments: MomentsRef | None = None
 
     @property
     def needed_next(self) -> list[ArtifactRef]:

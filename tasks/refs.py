@@ -114,6 +114,10 @@ class FisherRef(ArtifactRef):
     """`fisher.safetensors`: the summed diagonal Fishers of the learning tasks so far, float32, a tensor a weight."""
 
 
+class MomentsRef(ArtifactRef):
+    """`moments.safetensors`: the second moments of an expert's layer inputs over its own typical samples."""
+
+
 class SamplesRef(ArtifactRef):
     """The typical samples: `samples.jsonl`, a prompt a row."""
 

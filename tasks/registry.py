@@ -203,7 +203,8 @@ def _log_files(run_id: str, record: UpdateRecord, lineage: dict[str, Any]) -> No
     models = record.models["recall"]
     client().log_text(run_id, record.model_dump_json(indent=1), "update.json")
     client().log_text(run_id, json.dumps(lineage, indent=1, sort_keys=True), "lineage.json")
-    client().log_artifact(run_id, str(models.weights.path / "weights.json"))
+    if models.weights:
+        client().log_artifact(run_id, str(models.weights.path / "weights.json"))
     client().log_artifacts(run_id, str(models.expert.path), "expert")
     if models.samples:
         client().log_artifact(run_id, str(models.samples.path / "samples.jsonl"))

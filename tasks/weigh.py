@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, Literal
 
+from recall.learning_tasks import json_lines
 from recall.results import MergeWeights
 from recall.settings import WeightingSettings
-from tasks.refs import CheckpointRef, RepresentationsRef, WeightsRef
+from tasks.refs import CheckpointRef, RepresentationsRef, SamplesRef, SplitRef, WeightsRef
 from tasks.stage import Job, stage
+
+# Of forward passes for the loss; neither changes it.
+BATCH, MAX_TOKENS = 16, 512
 
 
 @stage(kind="weights", ref=WeightsRef)
@@ -32,15 +37,53 @@ def weigh(
 
 @stage(kind="weights", ref=WeightsRef)
 def fixed_weights(
-    job: Job, pool: list[CheckpointRef], names: list[str], rule: Literal["average", "sequential"]
+    job: Job,
+    pool: list[CheckpointRef],
+    names: list[str],
+    rule: Literal["average", "task_arithmetic", "sequential"],
+    scale: float = 1.0,
 ) -> dict[str, Any]:
-    """The weights of a baseline: every model the same, or the newest alone."""
+    """The weights of a baseline: every model the same, the first plus scaled differences, or the newest alone."""
     from recall.structure import checkpoint_layers
-    from recall.weighting import newest_only, uniform
+    from recall.weighting import newest_only, task_arithmetic, uniform
 
     layers = checkpoint_layers(pool[0].checkpoint()).count + 1
-    weights_LK = {"average": uniform, "sequential": newest_only}[rule](layers, len(pool))
+    if rule == "task_arithmetic":
+        weights_LK = task_arithmetic(layers, len(pool), scale)
+    else:
+        weights_LK = {"average": uniform, "sequential": newest_only}[rule](layers, len(pool))
     _write(job, pool, names, weights_LK.tolist(), [], [])
+    return {}
+
+
+@stage(kind="weights", ref=WeightsRef)
+def weigh_by_loss(
+    job: Job,
+    pool: list[CheckpointRef],
+    names: list[str],
+    samples: SamplesRef,
+    train: SplitRef,
+    temperature: float,
+) -> dict[str, Any]:
+    """LM-Cocktail's weights: by each model's loss on the typical samples' answers."""
+    import numpy as np
+    import torch
+
+    from recall.loaded_models import loaded
+    from recall.losses import mean_loss
+    from recall.prompts import Sample
+    from recall.structure import checkpoint_layers
+    from recall.weighting import by_loss
+
+    chosen = {json.loads(line)["prompt"] for line in json_lines(samples.path / "samples.jsonl")}
+    rows = [Sample(prompt=row.prompt, target=row.target) for row in train.read() if row.prompt in chosen]
+    losses = []
+    for name, member in zip(names, pool, strict=True):
+        with loaded(member.checkpoint(), torch.float32) as (model, tokenizer):
+            what = f"loss of {name}, {job.label}"
+            losses.append(mean_loss(model, tokenizer, rows, batch_size=BATCH, max_tokens=MAX_TOKENS, what=what))
+    layers = checkpoint_layers(pool[0].checkpoint()).count + 1
+    _write(job, pool, names, by_loss(np.array(losses), temperature, layers).tolist(), [], [])
     return {}
 
 

@@ -38,6 +38,10 @@ def moments_of(members):
     return [member.folder / FILE for member in members]
 
 
+def files_of(members):
+    return [[path] for path in moments_of(members)]
+
+
 def inputs_by_hook(model, tokenizer, prompts, module):
     """x of one linear map, `(tokens, inputs)`, one prompt at a time and without padding."""
     seen = []
@@ -115,19 +119,19 @@ def check_merge(members, out, turned):
 
 def test_linear_maps_are_the_closed_form_and_the_rest_is_averaged(tiny_model_folder, tmp_path):
     members = experts(tmp_path, tiny_model_folder)
-    merge_by(members, regmean(moments_of(members)), tmp_path / "out", threads=2)
+    merge_by(members, regmean(files_of(members)), tmp_path / "out", threads=2)
     check_merge(members, tmp_path / "out", turned=False)
 
 
 def test_maps_kept_as_inputs_by_outputs_too(tiny_gpt2_folder, tmp_path):
     members = experts(tmp_path, tiny_gpt2_folder)
-    merge_by(members, regmean(moments_of(members)), tmp_path / "out", threads=2)
+    merge_by(members, regmean(files_of(members)), tmp_path / "out", threads=2)
     check_merge(members, tmp_path / "out", turned=True)
 
 
 def test_equal_experts_come_back(tiny_model_folder, tmp_path):
     (member, _) = experts(tmp_path, tiny_model_folder)
-    merge_by([member, member], regmean(moments_of([member, member])), tmp_path / "out")
+    merge_by([member, member], regmean(files_of([member, member])), tmp_path / "out")
     merged = load_file(tmp_path / "out" / "model.safetensors")
     for name, expected in load_file(member.folder / "model.safetensors").items():
         torch.testing.assert_close(merged[name], expected, rtol=1e-4, atol=1e-5)
@@ -135,7 +139,7 @@ def test_equal_experts_come_back(tiny_model_folder, tmp_path):
 
 def test_the_merged_maps_are_nearer_to_the_experts_on_their_own_inputs_than_the_average(tiny_model_folder, tmp_path):
     members = experts(tmp_path, tiny_model_folder)
-    merge_by(members, regmean(moments_of(members), shrink=1.0), tmp_path / "out")
+    merge_by(members, regmean(files_of(members), shrink=1.0), tmp_path / "out")
     merged = load_file(tmp_path / "out" / "model.safetensors")
     models = [load_file(member.folder / "model.safetensors") for member in members]
     moments = [read_moments(path) for path in moments_of(members)]
@@ -152,17 +156,17 @@ def test_a_model_without_moments_is_refused(tiny_model_folder, tmp_path):
     members = experts(tmp_path, tiny_model_folder)
     (members[1].folder / FILE).unlink()
     with pytest.raises(BadInput, match=r"moments\.safetensors is missing; make it .* with `recall moments`"):
-        merge_by(members, regmean(moments_of(members)), tmp_path / "out")
+        merge_by(members, regmean(files_of(members)), tmp_path / "out")
 
 
 def test_a_file_that_holds_no_moments_is_refused(tiny_model_folder, tmp_path):
     members = experts(tmp_path, tiny_model_folder)
     save_file({"a": torch.zeros(1)}, members[1].folder / FILE)
     with pytest.raises(BadInput, match="holds no moments"):
-        merge_by(members, regmean(moments_of(members)), tmp_path / "out")
+        merge_by(members, regmean(files_of(members)), tmp_path / "out")
 
 
 def test_moments_of_another_model_are_refused(tiny_model_folder, tiny_gpt2_folder, tmp_path):
     members, others = experts(tmp_path / "a", tiny_model_folder), experts(tmp_path / "b", tiny_gpt2_folder)
     with pytest.raises(BadInput, match="does not fit the models"):
-        merge_by(members, regmean([moments_of(members)[0], moments_of(others)[0]]), tmp_path / "out")
+        merge_by(members, regmean([files_of(members)[0], files_of(others)[0]]), tmp_path / "out")

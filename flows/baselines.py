@@ -1,0 +1,112 @@
+"""What RECALL is compared with: the same update by methods that differ in how they train, or in how they merge.
+
+Every method fine-tunes from its own current model (or the base) with the same data and settings.
+"""
+
+from __future__ import annotations
+
+from flows.pools import heldout, merge_pool, start_model
+from flows.stream_state import Stream
+from tasks.cluster import cluster
+from tasks.finetune import finetune
+from tasks.fisher import fisher
+from tasks.merge import combine, merge
+from tasks.moments import moments
+from tasks.records import Models
+from tasks.refs import CheckpointRef, DatasetRef, FinetunedRef, FisherRef, MomentsRef, SamplesRef, SplitRef
+from tasks.weigh import fixed_weights, weigh_by_loss
+
+# They train on from their own newest model and keep it whole; the last two guard against forgetting in training.
+SEQUENTIAL = ("sequential", "ewc", "replay")
+
+
+def learn_baseline(stream: Stream, method: str, past: list[Models], data_sets: dict[str, DatasetRef]) -> Models:
+    """Stages 2 to 6 of an update, by a baseline."""
+    name = stream.seen(len(past) + 1)[-1]
+    train, label = data_sets[name].train, f"{name} ({method})"
+    assert train is not None
+    settings, store = stream.settings, stream.store
+    if method in SEQUENTIAL:
+        start = past[-1].current if past else stream.base
+        memory = remembered(stream, method, past, data_sets)
+        expert = finetune(store, label, start=start, train=train, settings=settings.finetuning.plain, **memory)
+        models = keep_newest(stream, label, [start, expert], ["current", name])
+        if method == "ewc":
+            return models.model_copy(update={"fisher": consolidate(stream, label, models.current, train, past)})
+        return models
+    start = start_model(stream, past)
+    expert = finetune(store, label, start=start, train=train, settings=settings.finetuning.plain)
+    pool, names = merge_pool(stream, past, expert)
+    if method == "regmean":
+        return by_moments(stream, label, past, expert, train)
+    if method == "lm_cocktail":
+        samples = typical(stream, label, expert, train)
+        temperature = settings.merging.loss_temperature
+        weights = weigh_by_loss(
+            store, label, pool=pool, names=names, samples=samples, train=train, temperature=temperature
+        )
+        return Models(current=merge(store, label, pool=pool, weights=weights), expert=expert, weights=weights)
+    options = settings.merging.read_by(method)
+    if method in ("average", "task_arithmetic"):
+        weights = fixed_weights(store, label, pool=pool, names=names, rule=method, **options)
+        return Models(current=merge(store, label, pool=pool, weights=weights), expert=expert, weights=weights)
+    merged = combine(store, label, pool=pool, method=method, options=options)
+    return Models(current=merged, expert=expert)
+
+
+def keep_newest(stream: Stream, label: str, pool: list[CheckpointRef], names: list[str]) -> Models:
+    """The expert as it is, written out as a full model."""
+    weights = fixed_weights(stream.store, label, pool=pool, names=names, rule="sequential")
+    merged = merge(stream.store, label, pool=pool, weights=weights)
+    return Models(current=merged, expert=pool[-1], weights=weights)
+
+
+def remembered(
+    stream: Stream, method: str, past: list[Models], data_sets: dict[str, DatasetRef]
+) -> dict[str, FisherRef | float | list[SplitRef | None]]:
+    """What training is given of earlier learning tasks: a Fisher for EWC, rows for replay, nothing for the others."""
+    settings = stream.settings.finetuning
+    if method == "ewc" and past:
+        fisher_so_far = past[-1].fisher
+        assert fisher_so_far is not None
+        return {"fisher": fisher_so_far, "strength": settings.ewc.strength}
+    if method == "replay" and past:
+        earlier = [data_sets[name].train for name in stream.seen(len(past))]
+        return {"earlier": earlier, "share": settings.replay.share}
+    return {}
+
+
+def consolidate(stream: Stream, label: str, model: CheckpointRef, train: SplitRef, past: list[Models]) -> FisherRef:
+    """EWC's memory for the next update: the new model's Fisher on the new data, plus that of the past."""
+    earlier = past[-1].fisher if past else None
+    settings = stream.settings.finetuning.fisher
+    return fisher(stream.store, label, model=model, train=train, earlier=earlier, settings=settings)
+
+
+def typical(stream: Stream, label: str, expert: FinetunedRef, train: SplitRef) -> SamplesRef:
+    """Stage 3 for a baseline's own expert."""
+    settings = stream.settings.sampling
+    return cluster(stream.store, label, expert=expert, train=train, settings=settings, **heldout(stream))
+
+
+def by_moments(stream: Stream, label: str, past: list[Models], expert: FinetunedRef, train: SplitRef) -> Models:
+    """RegMean: every expert leaves its moments behind, and the current model stands for those of all earlier ones.
+
+    The base leaves none, so it takes no part, and the first update has nothing to merge.
+    """
+    store, settings = stream.store, stream.settings
+    samples = typical(stream, label, expert, train)
+    own = moments(store, label, expert=expert, samples=samples, settings=settings.representations)
+    name = stream.seen(len(past) + 1)[-1]
+    if not past:
+        models = keep_newest(stream, label, [stream.base, expert], ["current", name])
+        return models.model_copy(update={"samples": samples, "moments": own})
+    kept: list[MomentsRef] = [models.moments for models in past if models.moments]
+    pool, _ = merge_pool(stream, past, expert)
+    if settings.update.pool_has_experts:
+        pool, groups = pool[1:], [[one] for one in [*kept, own]]
+    else:
+        groups = [kept, [own]]
+    options = settings.merging.read_by("regmean")
+    merged = combine(store, label, pool=pool, method="regmean", options=options, moments=groups)
+    return Models(current=merged, expert=expert, samples=samples, moments=own)

@@ -1,0 +1,28 @@
+"""What an update trains from and what it merges (DESIGN 2, step 1), for RECALL and for every baseline that merges."""
+
+from __future__ import annotations
+
+from flows.stream_state import Stream
+from tasks.records import Models
+from tasks.refs import CheckpointRef, FinetunedRef, TextFileRef, file_sha256
+
+
+def start_model(stream: Stream, past: list[Models]) -> CheckpointRef:
+    """What the next expert is fine-tuned from."""
+    if not past or stream.settings.update.start_from == "base":
+        return stream.base
+    return past[-1].current
+
+
+def merge_pool(stream: Stream, past: list[Models], expert: FinetunedRef) -> tuple[list[CheckpointRef], list[str]]:
+    """The models that are merged, the newest last, and their names."""
+    *earlier, name = stream.seen(len(past) + 1)
+    if stream.settings.update.pool_has_experts:
+        return [stream.base, *(models.expert for models in past), expert], ["base", *earlier, name]
+    return [past[-1].current if past else stream.base, expert], ["current", name]
+
+
+def heldout(stream: Stream) -> dict[str, TextFileRef]:
+    """The file that the samples come from, where the settings name one."""
+    file = stream.settings.sampling.file
+    return {"heldout": TextFileRef(fingerprint=file_sha256(file), path=file.resolve())} if file else {}
