@@ -1,4 +1,4 @@
-"""The layers of a transformer, found from the model itself: its stacks of repeated blocks, what comes before, what after.
+"""The layers of a transformer, found from the model itself: its stacks of blocks, what comes before and what after.
 
 A model has one stack (decoder-only, encoder-only) or several (encoder and decoder); their blocks are numbered through.
 """

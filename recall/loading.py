@@ -8,11 +8,12 @@ from typing import Any, cast
 import torch
 from peft import PeftModel
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from recall.checkpoints import Checkpoint
 from recall.errors import BadInput, one_line
+from recall.model_classes import model_class, read_config
 
 # One bar a stage (recall.progress), and every load problem that matters is an error of ours.
 transformers_logging.disable_progress_bar()
@@ -54,14 +55,16 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def load_model(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel | PeftModel:
-    """Load a checkpoint for inference, its weights in `dtype` (an adapter's in float32), on the GPU if there is one.
+    """Load a checkpoint for inference, as the class that its config names and on the GPU if there is one.
+
+    Its weights are in `dtype`, an adapter's in float32.
 
     Raises:
         BadInput: the weights do not fit the architecture that config.json states, or cannot be read.
     """
     folder = checkpoint.folder if checkpoint.base is None else checkpoint.base.folder
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = model_class(read_config(folder)).from_pretrained(
             folder,
             dtype=dtype,
             attn_implementation=attention(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, cast
 
 import transformers
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
@@ -34,7 +35,7 @@ def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
         if isinstance(named, type) and issubclass(named, PreTrainedModel):
             return named
     for mapping in (transformers.MODEL_FOR_CAUSAL_LM_MAPPING, transformers.MODEL_MAPPING):
-        found = mapping.get(type(config), None)
+        found: Any = mapping.get(type(config), None)
         if found is not None:
-            return found[0] if isinstance(found, tuple) else found
+            return cast(type[PreTrainedModel], found[0] if isinstance(found, tuple) else found)
     raise BadInput(f"model_type {config.model_type!r} has no class in transformers; give another checkpoint")

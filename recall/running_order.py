@@ -25,8 +25,8 @@ def running_order(model: nn.Module) -> list[list[str]]:
     One that is not seen in use comes right behind the one registered before it. Where the model is no transformers
     model, or cannot run without weights, that makes it the order of registration.
     """
-    twin = _without_weights(model) if isinstance(model, PreTrainedModel) else None
-    groups = _tied_groups(twin or model)
+    groups = tied_groups(model)
+    twin = _without_weights(model, groups) if isinstance(model, PreTrainedModel) else None
     used = _names_in_use(twin, groups) if twin is not None else []
     order = list(used)
     for before, name in zip([None, *groups], groups, strict=False):
@@ -35,18 +35,32 @@ def running_order(model: nn.Module) -> list[list[str]]:
     return [groups[name] for name in order]
 
 
-def _without_weights(model: PreTrainedModel) -> PreTrainedModel:
-    """The same structure on the meta device, with the plainest attention, in a type that every kernel takes."""
-    with torch.device("meta"):
-        twin = type(model)._from_config(copy.deepcopy(model.config), attn_implementation="eager", dtype=torch.bfloat16)
-    return twin.eval()
-
-
-def _tied_groups(model: nn.Module) -> dict[str, list[str]]:
+def tied_groups(model: nn.Module) -> dict[str, list[str]]:
+    """The names of every parameter and buffer, by its first name; an untied one is a group of one."""
     by_tensor: dict[int, list[str]] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         by_tensor.setdefault(id(tensor), []).append(name)
     return {names[0]: names for names in by_tensor.values()}
+
+
+def untie(model: nn.Module, name: str) -> None:
+    """Give a parameter a tensor of its own."""
+    path, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(path), leaf, nn.Parameter(torch.empty_like(model.get_parameter(name))))
+
+
+def _without_weights(model: PreTrainedModel, groups: dict[str, list[str]]) -> PreTrainedModel:
+    """The same structure on the meta device, with the plainest attention, in a type that every kernel takes."""
+    with torch.device("meta"):
+        twin: PreTrainedModel = type(model)._from_config(
+            copy.deepcopy(model.config), attn_implementation="eager", dtype=torch.bfloat16
+        )
+    for first, *others in tied_groups(twin).values():
+        for name in others:
+            if name in groups and first in groups:
+                untie(twin, name)
+    twin.eval()
+    return twin
 
 
 def _names_in_use(twin: PreTrainedModel, groups: Iterable[str]) -> list[str]:

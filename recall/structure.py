@@ -1,4 +1,4 @@
-"""A checkpoint's structure, from its config alone: the model without weights, and the row of every tensor."""
+"""A checkpoint's structure, from its config and headers: the model without weights, and the row of every tensor."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from recall.checkpoints import Checkpoint
 from recall.errors import BadInput
 from recall.layers import Layers, find_layers
 from recall.model_classes import model_class, read_config
+from recall.running_order import tied_groups, untie
 from recall.tensor_files import TensorFolder
 
 
 def checkpoint_layers(checkpoint: Checkpoint, modules: bool = False) -> Layers:
-    """The layers of a checkpoint, found from its structure alone; no weight is read.
+    """The layers of a checkpoint, found from its structure; no weight is read (but see `_untie_what_differs`).
 
     Args:
         checkpoint: a full model, or an adapter, whose base counts.
@@ -29,13 +30,15 @@ def checkpoint_layers(checkpoint: Checkpoint, modules: bool = False) -> Layers:
     folder = (checkpoint.base or checkpoint).folder
     config = read_config(folder)
     files = TensorFolder(folder)
-    files.close()
     strangers = {}
-    for kind in _classes(config):
-        layers, strange = _with_names_of_file(kind, config, files.specs, modules)
-        if not strange:
-            return layers
-        strangers[kind] = strange
+    try:
+        for kind in _classes(config):
+            layers, strange = _layers_of_file(kind, config, files, modules)
+            if not strange:
+                return layers
+            strangers[kind] = strange
+    finally:
+        files.close()
     first, strange = next(iter(strangers.items()))
     raise BadInput(
         f"{folder}: tensor {strange[0]} belongs to no layer of {first.__name__}, so it cannot be merged; remove it, or "
@@ -49,26 +52,50 @@ def _classes(config: PreTrainedConfig) -> list[type[PreTrainedModel]]:
     return list(dict.fromkeys(kind for kind in (model_class(config), complete) if isinstance(kind, type)))
 
 
-def _with_names_of_file(
-    kind: type[PreTrainedModel], config: PreTrainedConfig, tensors: Iterable[str], modules: bool
+def _layers_of_file(
+    kind: type[PreTrainedModel], config: PreTrainedConfig, files: TensorFolder, modules: bool
 ) -> tuple[Layers, list[str]]:
     """The layers with the file's own names added, and the names that belong to none."""
     with torch.device("meta"):
         model = kind._from_config(config)
+    names = _names_in_model(model, files.specs)
+    _untie_what_differs(model, files, names)
     layers = find_layers(model, modules)
+    rows = {}
+    for name, candidates in names.items():
+        found = [row for row in map(layers.find, candidates) if row is not None]
+        rows |= {name: found[0]} if found else {}
+    return replace(layers, rows={**layers.rows, **rows}), [name for name in names if name not in rows]
+
+
+def _names_in_model(model: PreTrainedModel, tensors: Iterable[str]) -> dict[str, list[str]]:
+    """What each of the file's tensors may be called in the model: its name there, if it has it, or some to try.
+
+    As from_pretrained reads them: files keep names that the classes have changed since, and may lack or have the prefix
+    of the headed class.
+    """
+    known = set(model.state_dict())
     conversions = get_model_conversion_mapping(model)
-    rows, strange = {}, []
+    prefix = f"{model.base_model_prefix}."
+    names = {}
     for name in tensors:
         renamed = name
-        # As from_pretrained reads them: files keep names that the classes have changed since.
         for conversion in conversions:
             renamed, _ = conversion.rename_source_key(renamed)
-        prefix = model.base_model_prefix
-        candidates = (name, renamed, f"{prefix}.{renamed}", renamed.removeprefix(f"{prefix}."))
-        exact = [layers.rows[candidate] for candidate in candidates if candidate in layers.rows]
-        near = exact or [row for row in map(layers.find, candidates) if row is not None]
-        if near:
-            rows[name] = near[0]
-        else:
-            strange.append(name)
-    return replace(layers, rows={**layers.rows, **rows}), strange
+        candidates = [name, renamed, prefix + renamed, renamed.removeprefix(prefix)]
+        names[name] = [candidate for candidate in candidates if candidate in known] or candidates
+    return names
+
+
+def _untie_what_differs(model: PreTrainedModel, files: TensorFolder, names: dict[str, list[str]]) -> None:
+    """What the class ties but the file holds apart, with different values, is not tied: T5 1.1 has such a head.
+
+    So does from_pretrained read them. Only where a file holds both are their values compared.
+    """
+    held = {candidates[0]: name for name, candidates in names.items()}
+    for group in tied_groups(model).values():
+        first, *others = [name for name in group if name in held] or [""]
+        for other in others:
+            same_form = files.specs[held[first]] == files.specs[held[other]]
+            if not same_form or files.read(held[first]) != files.read(held[other]):
+                untie(model, other)
