@@ -317,15 +317,16 @@ def test_a_baseline_needs_neither_samples_nor_weights(pool, tmp_path, method):
     merged([pool / "base", pool / "expert1"], tmp_path / "out", "--method", method, "--scale", "0.5")
     assert read_record(tmp_path / "out").settings["method"] == method
     found, base, expert = (tensors(folder) for folder in (tmp_path / "out", pool / "base", pool / "expert1"))
-    # Of models as near as these the arc is a line.
-    half_way = {"average", "task_arithmetic", "slerp"}
     for name in found:
-        middle = torch.equal(found[name], (base[name] + expert[name]) / 2)
+        middle = (base[name] + expert[name]) / 2
         assert not torch.equal(found[name], base[name]), "an export that silently equals the base"
-        if method in half_way:
-            torch.testing.assert_close(found[name], (base[name] + expert[name]) / 2, rtol=1e-6, atol=1e-7)
+        if method in ("average", "task_arithmetic"):
+            torch.testing.assert_close(found[name], middle, rtol=1e-6, atol=1e-7)
+        elif method == "slerp":
+            # The arc between models as near as these is almost a line, and not quite.
+            torch.testing.assert_close(found[name], middle, rtol=1e-2, atol=1e-2)
         else:
-            assert not middle
+            assert not torch.equal(found[name], middle)
 
 
 def test_lm_cocktail_weighs_by_loss_on_the_samples_answers(pool, tmp_path):
