@@ -61,7 +61,7 @@ def _layers_of_file(
     names = _names_in_model(model, files.specs)
     _untie_what_differs(model, files, names)
     layers = find_layers(model, modules)
-    rows = {}
+    rows: dict[str, int] = {}
     for name, candidates in names.items():
         found = [row for row in map(layers.find, candidates) if row is not None]
         rows |= {name: found[0]} if found else {}
