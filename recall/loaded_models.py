@@ -13,39 +13,45 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from recall.checkpoints import Checkpoint
 from recall.loading import load_model, load_tokenizer
 
-_slot: dict[tuple[Checkpoint, torch.dtype], tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]] = {}
+_models: dict[tuple[Checkpoint, torch.dtype], PreTrainedModel | PeftModel] = {}
+_tokenizers: dict[Checkpoint, PreTrainedTokenizerBase] = {}
+
+
+@contextmanager
+def loaded_model(checkpoint: Checkpoint, dtype: torch.dtype) -> Iterator[PreTrainedModel | PeftModel]:
+    """A model in evaluation mode; an adapter is laid over its base while the context lasts.
+
+    Two checkpoints in one folder at different times must not be asked for: the folder stands for its content.
+    """
+    base = checkpoint.base or checkpoint
+    if (base, dtype) not in _models:
+        forget()
+        _models[base, dtype] = load_model(base, dtype)
+    model = _models[base, dtype]
+    if checkpoint.base is None:
+        yield model
+        return
+    adapted = PeftModel.from_pretrained(model, str(checkpoint.folder), autocast_adapter_dtype=True).eval()
+    try:
+        yield adapted
+    finally:
+        adapted.unload()
 
 
 @contextmanager
 def loaded(
     checkpoint: Checkpoint, dtype: torch.dtype
 ) -> Iterator[tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]]:
-    """A model in evaluation mode with its tokenizer; an adapter is laid over its base while the context lasts.
-
-    Two checkpoints in one folder at different times must not be asked for: the folder stands for its content.
-    """
-    model, tokenizer = _full_model(checkpoint.base or checkpoint, dtype)
-    if checkpoint.base is None:
-        yield model, tokenizer
-        return
-    adapted = PeftModel.from_pretrained(model, str(checkpoint.folder), autocast_adapter_dtype=True).eval()
-    try:
-        yield adapted, tokenizer
-    finally:
-        adapted.unload()
+    """A model that reads text, see `loaded_model`, with its tokenizer."""
+    with loaded_model(checkpoint, dtype) as model:
+        base = checkpoint.base or checkpoint
+        if base not in _tokenizers:
+            _tokenizers.clear()
+            _tokenizers[base] = load_tokenizer(base.folder, writes=bool(model.can_generate()))
+        yield model, _tokenizers[base]
 
 
 def forget() -> None:
-    """Let the model in memory go, so that a merge has the memory for itself."""
-    _slot.clear()
+    """Let the model in memory go, so that what follows has the memory for itself."""
+    _models.clear()
     gc.collect()
-
-
-def _full_model(
-    checkpoint: Checkpoint, dtype: torch.dtype
-) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
-    key = (checkpoint, dtype)
-    if key not in _slot:
-        _slot.clear()
-        _slot[key] = load_model(checkpoint, dtype), load_tokenizer(checkpoint.folder)
-    return _slot[key]

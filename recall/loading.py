@@ -36,19 +36,19 @@ def training_dtype(setting: str) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(folder: Path, writes: bool = True) -> PreTrainedTokenizerBase:
     """The folder's tokenizer: pads on the left, with the end-of-text token where it has no padding token of its own.
 
     Raises:
-        BadInput: the tokenizer cannot be read, or has no end-of-text token.
+        BadInput: the tokenizer cannot be read, or has no end-of-text token though its model `writes` text.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise BadInput(f"tokenizer of {folder} cannot be read ({one_line(error)}); save it again") from error
-    if tokenizer.eos_token_id is None:
+    if writes and tokenizer.eos_token_id is None:
         raise BadInput(f"tokenizer of {folder} has no end-of-text token; set eos_token in tokenizer_config.json")
-    if tokenizer.pad_token_id is None:
+    if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
     return cast(PreTrainedTokenizerBase, tokenizer)

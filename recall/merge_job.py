@@ -53,7 +53,7 @@ def merge_models(request: MergeRequest) -> MergeRecord:
             settings=request.model_dump(mode="json", exclude={"models", "out"}),
             inputs=[digest.result() for digest in digests],
             tensor_layers=tensor_layers,
-            samples=len(weighing.samples) or None,
+            samples=weighing.count,
             losses=weighing.losses,
             merged_loss=merged_loss,
             adapter_error=error,
@@ -175,9 +175,9 @@ def _write(
 def _check_merged(
     request: MergeRequest, members: Sequence[Checkpoint], weighing: Weighing, out: Path
 ) -> tuple[float | None, list[str]]:
-    if not request.check or not weighing.samples:
+    if not request.check or not weighing.count:
         return None, []
     from recall.sanity import check_merged
 
     merged = Checkpoint(out, members[0].base or members[0]) if request.as_adapter else Checkpoint(out)
-    return check_merged(merged, weighing, request.representations.batch_size)
+    return check_merged(merged, weighing, request.representations)

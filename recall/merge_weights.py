@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -14,6 +15,9 @@ from recall.errors import BadInput, one_line
 from recall.merge_request import MergeRequest
 from recall.methods import WEIGHTED
 from recall.prompts import Sample
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Where a config states no limit, such as T5's.
 LONGEST = 2048
@@ -28,7 +32,17 @@ class Weighing:
     sigma: list[float] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
+    inputs: dict[str, Tensor] = field(default_factory=dict)
     max_tokens: int = 0
+
+    def take(self, weights_LK: np.ndarray, similarities_LK: np.ndarray, sigma_L: np.ndarray) -> None:
+        """Take in what `recall.weighting.weigh` found."""
+        self.weights, self.similarities, self.sigma = weights_LK.tolist(), similarities_LK.tolist(), sigma_L.tolist()
+
+    @property
+    def count(self) -> int | None:
+        """How many samples were used; None where there were none."""
+        return len(self.samples) or next((len(tensor) for tensor in self.inputs.values()), None)
 
 
 class GivenWeights(BaseModel):
@@ -65,7 +79,10 @@ def weigh_models(request: MergeRequest, members: Sequence[Checkpoint], layers: i
     Raises:
         BadInput: a sample is longer than the models can read, or there are too few.
     """
-    found = _look_at_samples(request, members) if request.samples or request.generate else Weighing()
+    if request.samples and request.samples.suffix == ".safetensors":
+        found = _look_at_inputs(request, members)
+    else:
+        found = _look_at_samples(request, members) if request.samples or request.generate else Weighing()
     if request.method not in WEIGHTED:
         return found
     from recall.weighting import by_loss, task_arithmetic, uniform
@@ -76,6 +93,25 @@ def weigh_models(request: MergeRequest, members: Sequence[Checkpoint], layers: i
         found.weights = task_arithmetic(layers, len(members), request.merging.scale).tolist()
     elif request.method == "lm_cocktail":
         found.weights = by_loss(np.array(found.losses), request.merging.loss_temperature, layers).tolist()
+    return found
+
+
+def _look_at_inputs(request: MergeRequest, members: Sequence[Checkpoint]) -> Weighing:
+    """As `_look_at_samples`, for models that read no text and so have no loss on it."""
+    from recall.input_samples import choose_inputs, read_inputs, represent_all
+    from recall.loaded_models import forget
+    from recall.weighting import weigh
+
+    assert request.samples is not None
+    if request.method == "lm_cocktail":
+        raise BadInput("--method lm_cocktail weighs by the loss on text; give --samples as JSON lines")
+    settings, modules = request.representations, request.weighting.granularity == "module"
+    inputs = choose_inputs(read_inputs(request.samples), members[-1], request.clusters, settings, request.seed)
+    found = Weighing(inputs=inputs)
+    if request.method == "recall":
+        hidden_KLPE = represent_all(inputs, members, request.models, settings, modules)
+        found.take(*weigh(hidden_KLPE, request.weighting))
+    forget()
     return found
 
 
@@ -109,9 +145,7 @@ def _look_at_samples(request: MergeRequest, members: Sequence[Checkpoint]) -> We
     forget()
     found = Weighing(losses=losses, samples=samples, max_tokens=room)
     if request.method == "recall":
-        weights_LK, similarities_LK, sigma_L = weigh(np.stack(hidden), request.weighting)
-        found.weights, found.similarities = weights_LK.tolist(), similarities_LK.tolist()
-        found.sigma = sigma_L.tolist()
+        found.take(*weigh(np.stack(hidden), request.weighting))
     return found
 
 

@@ -4,33 +4,48 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 
 from recall.checkpoints import Checkpoint
+from recall.input_samples import represent_all
 from recall.loaded_models import forget, loaded
 from recall.losses import mean_loss
 from recall.merge_weights import Weighing
 from recall.representations import represent
+from recall.settings import RepresentationSettings
 
 
-def check_merged(merged: Checkpoint, weighing: Weighing, batch_size: int) -> tuple[float | None, list[str]]:
+def check_merged(
+    merged: Checkpoint, weighing: Weighing, settings: RepresentationSettings
+) -> tuple[float | None, list[str]]:
     """The merged model's loss on the samples (None if it is no causal language model), and what is to be warned of."""
     try:
+        if not weighing.losses:
+            finite = np.isfinite(_states(merged, weighing, settings)).all()
+            return None, [] if finite else ["the merged model's representations of the samples are not finite"]
         with loaded(merged, torch.float32) as (model, tokenizer):
-            if not weighing.losses:
-                prompts = [sample.read for sample in weighing.samples]
-                states = represent(
-                    model, tokenizer, prompts, batch_size=batch_size, max_tokens=weighing.max_tokens
-                )  # fmt: skip
-                finite = bool(torch.from_numpy(states).isfinite().all())
-                return None, [] if finite else ["the merged model's representations of the samples are not finite"]
             loss = mean_loss(
-                model, tokenizer, weighing.samples, batch_size=batch_size, max_tokens=weighing.max_tokens,
+                model,
+                tokenizer,
+                weighing.samples,
+                batch_size=settings.batch_size,
+                max_tokens=weighing.max_tokens,
                 what="loss of the merged model",
-            )  # fmt: skip
+            )
     finally:
         forget()
     return loss, _warnings(loss, max(weighing.losses))
+
+
+def _states(merged: Checkpoint, weighing: Weighing, settings: RepresentationSettings) -> np.ndarray:
+    if weighing.inputs:
+        return represent_all(weighing.inputs, [merged], ["the merged model"], settings, modules=False)
+    prompts = [sample.read for sample in weighing.samples]
+    with loaded(merged, torch.float32) as (model, tokenizer):
+        return represent(
+            model, tokenizer, prompts, batch_size=settings.batch_size, max_tokens=weighing.max_tokens
+        )  # fmt: skip
 
 
 def _warnings(loss: float, worst: float) -> list[str]:
