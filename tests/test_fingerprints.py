@@ -69,7 +69,8 @@ def test_editing_what_the_stage_does_not_use_changes_nothing(edited):
 
 METHOD_OF_STAGE = {
     "versioning": {"errors", "learning_tasks"},
-    "finetune": {"finetuning", "answer_logits", "checkpoints", "encoding"},
+    "finetune": {"finetuning", "ewc", "replay", "answer_logits", "checkpoints", "encoding"},
+    "fisher": {"ewc", "answer_logits", "encoding", "loaded_models"},
     "cluster": {"sampling", "representations", "layers", "loaded_models", "checkpoints"},
     "represent": {"representations", "layers", "loaded_models", "checkpoints"},
     "weigh": {"similarity", "weighting", "layers", "structure"},
@@ -78,7 +79,8 @@ METHOD_OF_STAGE = {
 }
 NOT_OF_STAGE = {
     "finetune": {"evaluation", "similarity", "report"},
-    "cluster": {"finetuning", "merging", "similarity"},
+    "fisher": {"finetuning", "replay", "merging", "evaluation"},
+    "cluster": {"finetuning", "ewc", "merging", "similarity"},
     "merge": {"finetuning", "evaluation", "sampling"},
     "evaluate": {"finetuning", "merging", "sampling"},
 }

@@ -102,6 +102,17 @@ def test_the_page_shows_every_number_that_it_is_about() -> None:
         assert said in page.text
 
 
+def test_every_method_of_any_list_has_its_name_and_a_colour_of_its_own() -> None:
+    result = sample_result()
+    more = dict.fromkeys(("replay", "ewc"), result.methods["sequential"])
+    page = Page(render(result.model_copy(update={"methods": result.methods | more})))
+    for label in ("sequential fine-tuning", "plain average", "EWC", "experience replay", "RECALL"):
+        assert label in page.text
+    assert [page.count("figure", f"slot-{colour}") for colour in ("sequential", "average", "c4", "c6", "recall")] == [
+        1
+    ] * 5
+
+
 def test_names_are_text_never_markup() -> None:
     evil = "<script>alert(1)</script> & \"quoted\" 'name'"
     page = Page(render(named(evil)))

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from recall.errors import BadInput
-from recall.settings import Settings, load_settings
+from recall.settings import FinetuningSettings, Settings, load_settings
 from recall.sources import parse_source
 
 PROJECT = Path(__file__).parents[1]
@@ -44,7 +44,8 @@ def test_the_shipped_settings_load_and_state_every_default() -> None:
     assert stated.keys() == Settings.model_fields.keys()
     for section in ("update", "finetuning", "sampling", "representations", "weighting", "evaluation"):
         assert stated[section].keys() == type(getattr(settings, section)).model_fields.keys()
-    assert stated["finetuning"]["lora"].keys() == type(settings.finetuning.lora).model_fields.keys()
+    for section in ("lora", "ewc", "replay"):
+        assert stated["finetuning"][section].keys() == type(getattr(settings.finetuning, section)).model_fields.keys()
 
 
 def test_the_shipped_stream_has_three_kinds_and_sources_that_exist() -> None:
@@ -77,6 +78,16 @@ def test_a_profile_lies_under_the_overrides_and_over_the_file(tmp_path: Path) ->
     values = MINIMAL | {"finetuning": {"epochs": 9, "seed": 7}}
     found = load(tmp_path, values, profile="small", overrides=["finetuning.batch_size=2"]).finetuning
     assert (found.epochs, found.batch_size, found.seed) == (1, 2, 7)
+
+
+def test_what_baselines_add_to_training_reaches_no_stage_that_does_not_read_it(tmp_path: Path) -> None:
+    changed = ["finetuning.ewc.strength=7", "finetuning.ewc.samples=3", "finetuning.replay.share=0.9"]
+    plain, other = load(tmp_path, MINIMAL).finetuning, load(tmp_path, MINIMAL, overrides=changed).finetuning
+    assert plain.plain == other.plain
+    assert plain.plain.model_dump().keys() == FinetuningSettings.model_fields.keys()
+    assert other.fisher == plain.fisher.model_copy(update={"samples": 3})
+    stronger = load(tmp_path, MINIMAL, overrides=["finetuning.ewc.strength=7", "finetuning.epochs=9"]).finetuning
+    assert stronger.fisher == plain.fisher
 
 
 def test_settings_are_immutable(tmp_path: Path) -> None:

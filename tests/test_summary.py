@@ -73,6 +73,16 @@ def test_the_verdict_names_the_winner_the_differences_and_what_was_forgotten() -
     )
 
 
+def test_the_training_baselines_are_named_in_the_table_and_in_the_verdict() -> None:
+    result = final({"replay": 0.8, "ewc": 0.7, "recall": 0.75})
+    assert list(shown(result))[-3:] == ["EWC", "experience replay", "RECALL"]
+    assert verdict(result).startswith(
+        "Over the learning tasks seen RECALL loses: experience replay is best with 80.0 points and RECALL has 75.0, "
+        "5.0 above EWC and 5.0 below experience replay; of what came before, RECALL forgot nothing, EWC forgot nothing "
+        "and experience replay forgot nothing"
+    )
+
+
 def test_the_verdict_says_plainly_that_recall_lost() -> None:
     lost = final(
         {"sequential": 0.75, "average": 0.5, "recall": 0.6}, {"sequential": 0.3, "average": 0.4, "recall": 0.2}
