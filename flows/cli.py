@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import json
 import sys
 import time
@@ -105,6 +107,8 @@ app.command()(moments)
 
 def main() -> None:
     """Entry point of the `recall` script."""
+    # The interpreter's last search for garbage goes through all that torch has made, and frees nothing of use: 0.4 s.
+    atexit.register(gc.freeze)
     app()
 
 
