@@ -1,0 +1,130 @@
+"""Adapters of every make: merged as PEFT itself would, or refused; never wrong in silence."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from tiny import llama, load
+
+from recall.checkpoints import Checkpoint
+from recall.errors import BadInput
+from recall.merging import merge
+from recall.structure import checkpoint_layers
+
+LINEAR = ["q_proj", "down_proj"]
+
+
+def made_with(folder, base, **config):
+    """A LoRA adapter by PEFT, with random factors."""
+    torch.manual_seed(5)
+    settings = {"r": 4, "lora_alpha": 6, "target_modules": LINEAR} | config
+    model = get_peft_model(load(base), LoraConfig(**settings))
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(folder, save_embedding_layers=False)
+    return Checkpoint(folder, base)
+
+
+def newest_alone(members, out):
+    layers = checkpoint_layers(members[0])
+    merge(members, np.tile([0.0, 1.0], (len(layers.names), 1)), layers.of, out)
+    return load_file(out / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"use_rslora": True},
+        {"rank_pattern": {"down_proj": 2}},
+        {"alpha_pattern": {"down_proj": 32}},
+        {"rank_pattern": {"layers.1.self_attn.q_proj": 1}, "alpha_pattern": {"layers.1.self_attn.q_proj": 3}},
+        {"use_rslora": True, "rank_pattern": {"q_proj": 2}, "alpha_pattern": {"q_proj": 9}},
+        {"target_modules": ["embed_tokens", "q_proj"]},
+        {"target_modules": "all-linear"},
+        {"layers_to_transform": [1]},
+    ],
+)
+def test_an_adapter_is_what_peft_makes_of_it(tmp_path, config):
+    base = llama(tmp_path / "base", tie_word_embeddings=False)
+    expert = made_with(tmp_path / "adapter", base, **config)
+    expected = PeftModel.from_pretrained(load(base), expert.folder).merge_and_unload().state_dict()
+    found = newest_alone([base, expert], tmp_path / "out")
+    changed = 0
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-6)
+        changed += not torch.equal(tensor, load_file(base.folder / "model.safetensors")[name])
+    assert changed > 0
+
+
+def test_weights_kept_as_inputs_by_outputs(tmp_path, tiny_gpt2_folder):
+    base = Checkpoint(tiny_gpt2_folder)
+    for number, modules in enumerate((["c_attn", "c_fc"], ["attn.c_proj"])):
+        expert = made_with(tmp_path / f"adapter{number}", base, target_modules=modules, fan_in_fan_out=True)
+        expected = PeftModel.from_pretrained(load(base), expert.folder).merge_and_unload().state_dict()
+        for name, tensor in newest_alone([base, expert], tmp_path / f"out{number}").items():
+            torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"use_dora": True}, "use_dora = True"),
+        ({"lora_bias": True}, "lora_bias = True"),
+        ({"bias": "lora_only"}, "bias = 'lora_only'"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save = ['lm_head']"),
+        ({"trainable_token_indices": [1, 2]}, "trainable_token_indices"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights = 'pissa'"),
+    ],
+)
+def test_what_is_more_than_a_low_rank_difference_is_refused_with_a_way_out(tmp_path, config, words):
+    base = llama(tmp_path / "base", tie_word_embeddings=False)
+    expert = made_with(tmp_path / "adapter", base, target_modules=["down_proj"])
+    path = expert.folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | config))
+    with pytest.raises(BadInput, match=re.escape(words)) as refusal:
+        newest_alone([base, expert], tmp_path / "out")
+    assert "merge_and_unload" in str(refusal.value)
+
+
+@pytest.mark.parametrize("config", [{"use_dora": True}, {"lora_bias": True}, {"modules_to_save": ["lm_head"]}])
+def test_such_adapters_as_peft_saves_them_are_refused_too(tmp_path, config):
+    base = llama(tmp_path / "base", tie_word_embeddings=False)
+    expert = made_with(tmp_path / "adapter", base, target_modules=["down_proj"], **config)
+    with pytest.raises(BadInput, match="is more than a low-rank difference"):
+        newest_alone([base, expert], tmp_path / "out")
+
+
+def test_a_stray_tensor_in_an_adapter_is_refused(tmp_path):
+    base = llama(tmp_path / "base")
+    expert = made_with(tmp_path / "adapter", base)
+    file = expert.folder / "adapter_model.safetensors"
+    save_file(load_file(file) | {"base_model.model.lm_head.weight": torch.zeros(2)}, file, metadata={"format": "pt"})
+    with pytest.raises(BadInput, match=r"holds base_model\.model\.lm_head\.weight, which is no factor"):
+        newest_alone([base, expert], tmp_path / "out")
+
+
+def test_a_factor_without_its_other_half_is_refused(tmp_path):
+    base = llama(tmp_path / "base")
+    expert = made_with(tmp_path / "adapter", base)
+    file = expert.folder / "adapter_model.safetensors"
+    kept = {name: tensor for name, tensor in load_file(file).items() if "layers.0.mlp.down_proj.lora_B" not in name}
+    save_file(kept, file, metadata={"format": "pt"})
+    with pytest.raises(BadInput, match=r"lacks .*layers\.0\.mlp\.down_proj\.lora_B\.weight"):
+        newest_alone([base, expert], tmp_path / "out")
+
+
+def test_a_value_in_an_adapter_that_is_not_finite_is_named(tmp_path):
+    base = llama(tmp_path / "base")
+    expert = made_with(tmp_path / "adapter", base)
+    file = expert.folder / "adapter_model.safetensors"
+    factors = load_file(file)
+    factors["base_model.model.model.layers.0.mlp.down_proj.lora_A.weight"][0, 0] = float("inf")
+    save_file(factors, file, metadata={"format": "pt"})
+    with pytest.raises(BadInput, match=r"model\.layers\.0\.mlp\.down_proj\.weight holds NaN or Inf in adapter"):
+        newest_alone([base, expert], tmp_path / "out")
