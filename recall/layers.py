@@ -114,7 +114,7 @@ def find_stacks(model: nn.Module) -> list[Stack]:
     """The outermost lists of like blocks: the one with the most parameters, and all others with attention in them.
 
     Raises:
-        BadInput: there is none.
+        BadInput: there is none; or the parts of a block lie in several lists, as XLM's.
     """
     lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
     outermost = {name: blocks for name, blocks in lists.items() if not any(path in lists for path in _ancestors(name))}
@@ -124,6 +124,10 @@ def find_stacks(model: nn.Module) -> list[Stack]:
             f"{type(model).__name__} has no list of repeated blocks, so it has no layers to merge one by one"
         )
     largest = max(repeated, key=lambda name: sum(parameter.numel() for parameter in repeated[name].parameters()))
+    for name, blocks in outermost.items():
+        beside = name != largest and name.rpartition(".")[0] == largest.rpartition(".")[0]
+        if beside and 1 < len(blocks) == len(outermost[largest]) and any(p.dim() > 1 for p in blocks.parameters()):
+            raise BadInput(f"{type(model).__name__} spreads its blocks over {largest} and {name}; it cannot be merged")
     return [
         Stack(name, list(blocks)) for name, blocks in repeated.items() if name == largest or attention_parts(blocks)
     ]

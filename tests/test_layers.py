@@ -6,7 +6,16 @@ from architectures import ARCHITECTURES
 from safetensors.torch import load_file, save_file
 from tiny import llama
 from torch import nn
-from transformers import BertConfig, BertForPreTraining, LlamaConfig, LlamaForCausalLM, LlamaModel, MambaConfig
+from transformers import (
+    BertConfig,
+    BertForPreTraining,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaModel,
+    MambaConfig,
+    XLMConfig,
+    XLMModel,
+)
 from transformers import MambaForCausalLM as Mamba
 
 from recall.checkpoints import Checkpoint
@@ -150,6 +159,12 @@ def test_a_large_structure_takes_no_memory():
     with torch.device("meta"):
         model = LlamaForCausalLM(LlamaConfig(num_hidden_layers=80, hidden_size=8192, intermediate_size=28672))
     assert find_layers(model).count == 80
+
+
+def test_a_model_whose_blocks_lie_in_several_lists_is_refused():
+    model = XLMModel(XLMConfig(vocab_size=96, emb_dim=16, n_layers=2, n_heads=4))
+    with pytest.raises(BadInput, match="XLMModel spreads its blocks over"):
+        find_layers(model)
 
 
 def test_a_model_without_repeated_blocks_is_refused():
