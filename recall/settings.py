@@ -74,7 +74,7 @@ class FinetuningSettings(Frozen):
 class EwcSettings(Frozen):
     """The baseline `ewc`, elastic weight consolidation (recall/ewc.py)."""
 
-    strength: float = Field(1000.0, ge=0, allow_inf_nan=False, description="lambda; 0 is sequential fine-tuning")
+    strength: float = Field(150.0, ge=0, allow_inf_nan=False, description="lambda; 0 is sequential fine-tuning")
     samples: int = Field(
         64, gt=0, description="training rows of a learning task that its Fisher is taken from, at most"
     )
