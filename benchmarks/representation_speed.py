@@ -28,6 +28,9 @@ def words_as_numbers(prompt: str) -> Any:
     return SimpleNamespace(input_ids=[int(word) for word in prompt.split()])
 
 
+words_as_numbers.pad_token_id = 0  # type: ignore[attr-defined]
+
+
 def prompts_of(count: int) -> list[str]:
     """Random prompts of 16 to 96 tokens."""
     chosen = random.Random(0)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,10 +17,9 @@ from recall.checkpoints import Checkpoint
 from recall.errors import BadInput, Failed, one_line
 from recall.merge_request import MergeRecord, MergeRequest
 from recall.merge_weights import GivenWeights, Weighing, read_weights, weigh_models
-from recall.methods import WEIGHTED, merge_with, moment_files
 from recall.model_card import model_card
 from recall.model_sources import check_alike, find_models
-from recall.pool import Pool
+from recall.settings import WEIGHTED
 from recall.tensor_files import weight_files
 
 
@@ -30,15 +30,13 @@ def merge_models(request: MergeRequest) -> MergeRecord:
         BadInput: the models do not fit each other, or the samples, the weights or the folder cannot be used.
         Failed: the folder cannot be written. In either case `request.out` does not exist afterwards.
     """
-    members = checked_members(request)
-    given = read_weights(request.weights) if request.weights else None
-    layers, tensor_layers = _layers(request, given, members[0])
-    if given:
-        _check_rows(given.weights, layers, len(members))
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as executor, _publishing(request.out) as partial:
-        # While models are loaded, or nothing but this, a core is free: it reads the files for their digests.
-        digests = [executor.submit(file_digests, member) for member in members] if request.hash_inputs else []
+    members = find_members(request)
+    with _digests(members if request.hash_inputs else []) as digests, _publishing(request.out) as partial:
+        check_members(request, members)
+        given = read_weights(request.weights) if request.weights else None
+        layers, tensor_layers = _layers(request, given, members[0])
         if given:
+            _check_rows(given.weights, layers, len(members))
             weighing = Weighing(given.weights, given.similarities, given.sigma)
         else:
             weighing = weigh_models(request, members, len(layers))
@@ -51,7 +49,7 @@ def merge_models(request: MergeRequest) -> MergeRecord:
             similarities=weighing.similarities,
             sigma=weighing.sigma,
             settings=request.model_dump(mode="json", exclude={"models", "out"}),
-            inputs=[digest.result() for digest in digests],
+            inputs=[{path.name: digests[path].result() for path in _files(member)} for member in members if digests],
             tensor_layers=tensor_layers,
             samples=weighing.count,
             losses=weighing.losses,
@@ -64,36 +62,65 @@ def merge_models(request: MergeRequest) -> MergeRecord:
     return record
 
 
-def checked_members(request: MergeRequest) -> list[Checkpoint]:
-    """The models of a request, once all is checked that headers and configs can tell.
+def find_members(request: MergeRequest) -> list[Checkpoint]:
+    """The models of a request, compared by their configs and tokenizers.
 
     Raises:
-        BadInput: see `merge_models`.
-        Failed: there is no room for the output.
+        BadInput: options exclude each other, a model cannot be found, or the models are of different kinds.
     """
     request.check_consistent()
     members = find_models(request.models)
     check_alike(members)
+    return members
+
+
+def check_members(request: MergeRequest, members: Sequence[Checkpoint]) -> None:
+    """Check all that headers can tell, before anything slow starts.
+
+    Raises:
+        BadInput: a file is damaged, the tensors differ, an adapter does not fit, or moments are missing.
+        Failed: there is no room for the output.
+    """
+    # Imported here, as below: it takes torch, and the files' digests are computed meanwhile.
+    from recall.pool import Pool
+
     pool = Pool(members)
     pool.close()
     if request.method == "regmean":
+        from recall.methods import moment_files
         from recall.moments import read_moments
 
         for path in moment_files(members):
             read_moments(path)
     if not request.as_adapter:
         _check_room(request.out, sum(spec.nbytes for spec in pool.specs.values()))
-    return members
 
 
-def file_digests(member: Checkpoint) -> dict[str, str]:
-    """SHA-256 of every weight file of a model, an adapter's base included, by file name."""
-    found = {}
-    for checkpoint in (member.base, member):
-        for path in weight_files(checkpoint.folder) if checkpoint else []:
-            with path.open("rb") as file:
-                found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
+@contextmanager
+def _digests(members: Sequence[Checkpoint]) -> Iterator[dict[Path, Future[str]]]:
+    """The SHA-256 of every weight file, computed once and on the cores that are free; given up on an error."""
+    stopped = threading.Event()
+    paths = dict.fromkeys(path for member in members for path in _files(member))
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as executor:
+        try:
+            yield {path: executor.submit(_sha256, path, stopped) for path in paths}
+        except BaseException:
+            stopped.set()
+            raise
+
+
+def _files(member: Checkpoint) -> list[Path]:
+    """The weight files of a model, an adapter's base included."""
+    folders = [checkpoint.folder for checkpoint in (member.base, member) if checkpoint]
+    return [path for folder in folders for path in weight_files(folder)]
+
+
+def _sha256(path: Path, stopped: threading.Event) -> str:
+    digest, buffer = hashlib.sha256(), bytearray(1 << 20)
+    with path.open("rb", buffering=0) as file:
+        while (size := file.readinto(buffer)) and not stopped.is_set():
+            digest.update(memoryview(buffer)[:size])
+    return digest.hexdigest()
 
 
 def _check_room(out: Path, needed: int) -> None:
@@ -132,6 +159,8 @@ def _check_rows(weights: Sequence[Sequence[float]], layers: Sequence[str], model
 
 def _layers(request: MergeRequest, given: GivenWeights | None, first: Checkpoint) -> tuple[list[str], dict[str, int]]:
     """The layers' names, and the layer of every tensor; from a `recall.json` if it has them, else from the model."""
+    from recall.pool import Pool
+
     pool = Pool([first])
     pool.close()
     if given and given.layers and given.tensor_layers and given.tensor_layers.keys() == pool.specs.keys():
@@ -153,12 +182,15 @@ def _write(
     """Write the model or the adapter; returns the adapter's relative error."""
     if request.as_adapter:
         from recall.as_adapter import write_adapter
+        from recall.pool import Pool
 
         pool = Pool(members)
         try:
             return write_adapter(pool, weights_LK, tensor_layers.__getitem__, out, request.rank)
         finally:
             pool.close()
+    from recall.methods import merge_with
+
     merge_with(
         request.method,
         members,

@@ -7,7 +7,7 @@ import os
 from rich.table import Table
 
 from recall.chunks import CHUNK, fit_memory, memory_needed
-from recall.merge_job import checked_members
+from recall.merge_job import check_members, find_members
 from recall.merge_request import MergeRequest
 from recall.methods import held_memory, moment_files
 from recall.pool import Pool
@@ -43,7 +43,8 @@ def merge_plan(request: MergeRequest) -> MergePlan:
     Raises:
         BadInput: as `recall.merge_job.merge_models`.
     """
-    members = checked_members(request)
+    members = find_members(request)
+    check_members(request, members)
     pool = Pool(members)
     try:
         layers = checkpoint_layers(members[0], modules=request.weighting.granularity == "module")

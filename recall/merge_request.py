@@ -8,9 +8,16 @@ from pathlib import Path
 from pydantic import ByteSize, Field, ValidationError
 
 from recall.errors import BadInput
-from recall.methods import FROM_SAMPLES, WEIGHTED, MethodName
 from recall.results import Frozen, MergeWeights
-from recall.settings import SEEDS, MergingSettings, RepresentationSettings, WeightingSettings
+from recall.settings import (
+    FROM_SAMPLES,
+    SEEDS,
+    WEIGHTED,
+    MergingSettings,
+    MethodName,
+    RepresentationSettings,
+    WeightingSettings,
+)
 
 
 class MergeRequest(Frozen):

@@ -4,20 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from recall.checkpoints import Checkpoint
 from recall.merging import Method, merge, merge_by
-from recall.settings import MergingSettings
-
-MethodName = Literal[
-    "recall", "average", "task_arithmetic", "lm_cocktail", "slerp", "ties", "dare", "pruned_average", "regmean"
-]
-# These are sums with a weight a model and layer; the others compute an element from all models' elements.
-WEIGHTED = ("recall", "average", "task_arithmetic", "lm_cocktail")
-FROM_SAMPLES = ("recall", "lm_cocktail")
+from recall.settings import WEIGHTED, MergingSettings, MethodName
 
 
 def merge_with(

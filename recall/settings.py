@@ -27,6 +27,12 @@ Baseline = Literal[
     "lm_cocktail", "regmean",
 ]  # fmt: skip
 
+MethodName = Literal[
+    "recall", "average", "task_arithmetic", "lm_cocktail", "slerp", "ties", "dare", "pruned_average", "regmean"
+]
+# These are sums with a weight a model and layer; the others compute an element from all models' elements.
+WEIGHTED = ("recall", "average", "task_arithmetic", "lm_cocktail")
+FROM_SAMPLES = ("recall", "lm_cocktail")
 READ_BY = {
     "task_arithmetic": ("scale",),
     "lm_cocktail": ("loss_temperature",),
