@@ -11,7 +11,7 @@ run: data
 	recall run
 
 test: setup
-	python -m pytest --numprocesses 2 --dist loadfile
+	python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 check: setup lint types
 	lint-imports

@@ -65,7 +65,10 @@ def weigh_by_loss(
     train: SplitRef,
     temperature: float,
 ) -> dict[str, Any]:
-    """LM-Cocktail's weights: by each model's loss on the typical samples' answers."""
+    """LM-Cocktail's weights: by each model's loss on the typical samples' answers.
+
+    Samples that are no training rows have none; there it is the loss on all their text.
+    """
     import numpy as np
     import torch
 
@@ -75,8 +78,9 @@ def weigh_by_loss(
     from recall.structure import checkpoint_layers
     from recall.weighting import by_loss
 
-    chosen = {json.loads(line)["prompt"] for line in json_lines(samples.path / "samples.jsonl")}
-    rows = [Sample(prompt=row.prompt, target=row.target) for row in train.read() if row.prompt in chosen]
+    targets = {row.prompt: row.target for row in train.read()}
+    prompts = [json.loads(line)["prompt"] for line in json_lines(samples.path / "samples.jsonl")]
+    rows = [Sample(prompt=prompt, target=targets.get(prompt)) for prompt in prompts]
     losses = []
     for name, member in zip(names, pool, strict=True):
         with loaded(member.checkpoint(), torch.float32) as (model, tokenizer):

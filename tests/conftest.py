@@ -11,6 +11,14 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 pytest_plugins = ["prefect_fixture"]
 END, PAD = "<|end|>", "<|pad|>"
 
+# Files that run the whole flow many times go first, so that no worker is left alone with one at the end.
+SLOWEST_FIRST = ("test_kill", "test_continual_update", "test_baselines", "test_schedule")
+
+
+def pytest_collection_modifyitems(items):
+    rank = {name: number for number, name in enumerate(SLOWEST_FIRST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():

@@ -58,6 +58,8 @@ class Project:
     def __init__(self, folder: Path, api_url: str | None = None) -> None:
         self.folder = folder
         self.environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        # The command sets it for itself, and so it does where a test calls it in this process.
+        self.environment.pop("PREFECT_RESULTS_LOCAL_STORAGE_PATH", None)
         if api_url:
             self.environment["PREFECT_API_URL"] = api_url
 
