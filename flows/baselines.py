@@ -96,7 +96,10 @@ def by_moments(stream: Stream, label: str, past: list[Models], expert: Finetuned
     """
     store, settings = stream.store, stream.settings
     samples = typical(stream, label, expert, train)
-    own = moments(store, label, expert=expert, samples=samples, settings=settings.representations)
+    reads = settings.representations
+    own = moments(
+        store, label, expert=expert, samples=samples, batch_size=reads.batch_size, max_tokens=reads.max_tokens
+    )
     name = stream.seen(len(past) + 1)[-1]
     if not past:
         models = keep_newest(stream, label, [stream.base, expert], ["current", name])

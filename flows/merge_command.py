@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Annotated
@@ -45,6 +46,7 @@ def merge(
     density: Annotated[float, typer.Option(help="share of a task vector that stays: ties, dare, pruned_average")] = 0.2,
     fraction: Annotated[float, typer.Option(help="of the way to the second model: slerp")] = 0.5,
     loss_temperature: Annotated[float, typer.Option(help="of the softmax over losses: lm_cocktail")] = 1.0,
+    shrink: Annotated[float, typer.Option(help="of off-diagonal second moments: regmean")] = 0.9,
     seed: Annotated[int, typer.Option(help="of clustering, of what is generated, and of what DARE drops")] = 0,
     as_adapter: Annotated[bool, typer.Option("--as-adapter", help="write one LoRA adapter, not full weights")] = False,
     rank: Annotated[int | None, typer.Option(help="cut the adapter to this rank; the error is stated")] = None,
@@ -87,6 +89,7 @@ def merge(
                 "density": density,
                 "fraction": fraction,
                 "loss_temperature": loss_temperature,
+                "shrink": shrink,
                 "seed": seed,
             },
             representations={"batch_size": batch_size, "pooling": pooling},
@@ -122,6 +125,7 @@ def moments(
     out: Annotated[Path | None, typer.Option(help="the file; by default moments.safetensors in the model")] = None,
     max_tokens: Annotated[int, typer.Option(help="cut longer samples on the left")] = 512,
     batch_size: Annotated[int, typer.Option(help="samples that are read together")] = 16,
+    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Keep the second moments of a model's layer inputs, for `recall merge --method regmean`; no text is kept."""
@@ -129,4 +133,5 @@ def moments(
         from recall.moments_job import keep_moments
 
         path = keep_moments(model, samples, out, batch_size=batch_size, max_tokens=max_tokens)
-    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+    size = path.stat().st_size
+    print(json.dumps({"moments": str(path), "bytes": size}) if as_json else f"{path}: {size / 1e6:.1f} MB")

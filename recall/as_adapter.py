@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 from recall.errors import BadInput, Failed, one_line
 from recall.lora import FACTORS, PREFIX
 from recall.merging import WeightedSum
+from recall.model_sources import HUB_ID
 from recall.pool import Pool
 from recall.progress import track
 
@@ -52,6 +54,9 @@ def write_adapter(
     for target in track(targets, "merge adapters", total=len(targets)):
         left_OR, right_RI = combine.low_rank(target) or _nothing(pool, target)
         left_Or, right_rI, tensor_lost, tensor_whole = reduce_rank(left_OR, right_RI, keep)
+        if not (left_Or.isfinite().all() and right_rI.isfinite().all()):
+            broken = next((a for a in adapters if a.changes(target) and not a.is_finite(target)), adapters[0])
+            raise BadInput(f"tensor {target} holds NaN or Inf in adapter {broken.folder}; leave out that model")
         lost, whole = lost + tensor_lost, whole + tensor_whole
         state |= _factors(next(a.factor_names(target) for a in adapters if a.changes(target)), left_Or, right_rI,
                           any(a.is_transposed(target) for a in adapters))  # fmt: skip
@@ -67,7 +72,12 @@ def write_adapter(
         "rank_pattern": {},
         "alpha_pattern": {},
         "inference_mode": True,
-        "base_model_name_or_path": str(pool.first.folder),
+        "lora_dropout": 0.0,
+        # What these said of the first adapter's modules does not hold for all of them.
+        "exclude_modules": None,
+        "layers_to_transform": None,
+        "layers_pattern": None,
+        "base_model_name_or_path": _name_of_base(adapters[0].config, pool),
         "target_modules": sorted(name.removeprefix(PREFIX).removesuffix(end) for name in state for end in FACTORS
                                  if name.endswith(end)),
     }  # fmt: skip
@@ -95,6 +105,12 @@ def reduce_rank(left_OR: Tensor, right_RI: Tensor, rank: int) -> tuple[Tensor, T
     right_rI = root_r[:, None] * (back_RR[:rank] @ basis_IR.T)
     energy_R = values_R.square()
     return left_Or.float(), right_rI.float(), energy_R[rank:].sum().item(), energy_R.sum().item()
+
+
+def _name_of_base(config: dict[str, Any], pool: Pool) -> str:
+    """A hub id as the first adapter states it, else the folder."""
+    named = config.get("base_model_name_or_path") or ""
+    return named if HUB_ID.match(named) and not Path(named).exists() else str(pool.first.folder.resolve())
 
 
 def _nothing(pool: Pool, target: str) -> tuple[Tensor, Tensor]:

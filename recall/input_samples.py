@@ -19,8 +19,6 @@ from recall.representations import represent_inputs
 from recall.sampling import typical_samples
 from recall.settings import RepresentationSettings
 
-SUFFIX = ".safetensors"
-
 
 def read_inputs(path: Path) -> dict[str, Tensor]:
     """For instance `pixel_values`, `(samples, channels, height, width)`.

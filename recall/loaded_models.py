@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from peft import PeftModel
@@ -55,3 +56,6 @@ def forget() -> None:
     """Let the model in memory go, so that what follows has the memory for itself."""
     _models.clear()
     gc.collect()
+    # glibc keeps what was freed, and a merge's memory budget would count it; other C libraries have no such call.
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)

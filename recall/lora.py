@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import re
-from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from recall.checkpoints import read_json
 from recall.errors import BadInput
+from recall.recent import Recent
 from recall.tensor_files import TensorFolder, TensorSpec
 from recall.torch_types import TORCH_TYPES
 
@@ -29,6 +29,9 @@ UNSUPPORTED = (
     "use_dora", "lora_bias", "modules_to_save", "trainable_token_indices", "alora_invocation_tokens", "use_qalora",
     "layer_replication", "target_parameters", "use_bdlora", "arrow_config", "kasa_config", "monteclora_config",
 )  # fmt: skip
+# Model types whose linear maps are transformers' Conv1D, which keeps weights as (inputs, outputs); their heads are not.
+CONV1D = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
+HEADS = ("lm_head", "score", "classifier")
 # Initialisations that also change the base's weights, so that the adapter fits a base that is not on disk.
 CHANGES_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")
 
@@ -48,8 +51,12 @@ class LoraAdapter:
         self._names: dict[str, tuple[str, str]] = {}
         self._transposed: set[str] = set()
         self._scale: dict[str, float] = {}
+        self._base_type = read_json(base.folder / "config.json").get("model_type")
         for name in self._files.specs:
             self._take_in(name, base)
+        # `left_Or` (scaled) and `right_rI` in float32, whose product is the difference of a tensor. The chunks of one
+        # tensor follow each other.
+        self.factors = Recent(2, self._read_factors)
 
     def changes(self, name: str) -> bool:
         """Is the base's tensor `name` changed by this adapter?"""
@@ -72,9 +79,11 @@ class LoraAdapter:
         """The rank of the difference of the tensor `name`."""
         return self._files.specs[self._names[name][0]].shape[0]
 
-    @lru_cache(maxsize=2)  # noqa: B019 - the chunks of one tensor follow each other; an adapter lives as long as its merge
-    def factors(self, name: str) -> tuple[Tensor, Tensor]:
-        """`left_Or` (scaled) and `right_rI` in float32, whose product is the difference of the tensor `name`."""
+    def is_finite(self, name: str) -> bool:
+        """Are all numbers of the difference of the tensor `name` finite?"""
+        return all(bool(factor.isfinite().all()) for factor in self.factors(name))
+
+    def _read_factors(self, name: str) -> tuple[Tensor, Tensor]:
         low_A, low_B = (self._read(factor) for factor in self._names[name])
         left_Or, right_rI = (low_A.T, low_B.T) if name in self._transposed else (low_B, low_A)
         return left_Or * self._scale[name], right_rI
@@ -129,8 +138,9 @@ class LoraAdapter:
     def _check_shape(self, target: str, spec: TensorSpec, low_rank: tuple[int, int], is_embedding: bool) -> None:
         """A difference lies the other way round for an embedding, and where the base keeps its weights transposed."""
         turned = low_rank[::-1]
-        square = low_rank == turned
-        if is_embedding or (square and self.config.get("fan_in_fan_out")) or (not square and spec.shape == turned):
+        # A square one cannot tell by its shape, and fan_in_fan_out is what PEFT set for the last module it met.
+        is_conv = self._base_type in CONV1D and not target.startswith(HEADS)
+        if is_embedding or (is_conv if low_rank == turned else spec.shape == turned):
             self._transposed.add(target)
         if spec.shape != (turned if target in self._transposed else low_rank):
             raise BadInput(

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from recall.checkpoints import Checkpoint
+from recall.checkpoints import TOKENIZER_FILES, Checkpoint
 from recall.errors import BadInput, Failed, one_line
 from recall.merge_request import MergeRecord, MergeRequest
 from recall.merge_weights import GivenWeights, Weighing, read_weights, weigh_models
 from recall.model_card import model_card
-from recall.model_sources import check_alike, find_models
+from recall.model_sources import check_alike, find_models, warnings_of
 from recall.settings import WEIGHTED
 from recall.tensor_files import weight_files
 
@@ -31,15 +31,13 @@ def merge_models(request: MergeRequest) -> MergeRecord:
         Failed: the folder cannot be written. In either case `request.out` does not exist afterwards.
     """
     members = find_members(request)
-    with _digests(members if request.hash_inputs else []) as digests, _publishing(request.out) as partial:
+    with _digests(request, members) as digests, _publishing(request.out) as partial:
         check_members(request, members)
         given = read_weights(request.weights) if request.weights else None
         layers, tensor_layers = _layers(request, given, members[0])
         if given:
             _check_rows(given.weights, layers, len(members))
-            weighing = Weighing(given.weights, given.similarities, given.sigma)
-        else:
-            weighing = weigh_models(request, members, len(layers))
+        weighing = weigh_models(request, members, len(layers), given)
         error = _write(request, members, np.array(weighing.weights), tensor_layers, partial)
         merged_loss, warnings = _check_merged(request, members, weighing, partial)
         record = MergeRecord(
@@ -50,12 +48,13 @@ def merge_models(request: MergeRequest) -> MergeRecord:
             sigma=weighing.sigma,
             settings=request.model_dump(mode="json", exclude={"models", "out"}),
             inputs=[{path.name: digests[path].result() for path in _files(member)} for member in members if digests],
+            samples_sha256=digests[request.samples].result() if digests and request.samples else None,
             tensor_layers=tensor_layers,
             samples=weighing.count,
             losses=weighing.losses,
             merged_loss=merged_loss,
             adapter_error=error,
-            warnings=warnings,
+            warnings=[*warnings_of(request.models, members), *warnings],
         )
         (partial / "recall.json").write_text(record.model_dump_json(indent=1), encoding="utf-8")
         (partial / "README.md").write_text(model_card(record, request.out.name), encoding="utf-8")
@@ -92,27 +91,43 @@ def check_members(request: MergeRequest, members: Sequence[Checkpoint]) -> None:
 
         for path in moment_files(members):
             read_moments(path)
+    if request.max_memory:
+        from recall.chunks import fit_memory
+        from recall.methods import held_memory, moment_files
+
+        chunk_tensors, held = held_memory(request.method, len(members), moment_files(members)[0], request.threads)
+        fit_memory(pool, request.threads or len(os.sched_getaffinity(0)), request.max_memory - held, chunk_tensors)
     if not request.as_adapter:
         _check_room(request.out, sum(spec.nbytes for spec in pool.specs.values()))
 
 
 @contextmanager
-def _digests(members: Sequence[Checkpoint]) -> Iterator[dict[Path, Future[str]]]:
-    """The SHA-256 of every weight file, computed once and on the cores that are free; given up on an error."""
-    stopped = threading.Event()
+def _digests(request: MergeRequest, members: Sequence[Checkpoint]) -> Iterator[dict[Path, Future[str]]]:
+    """The SHA-256 of every file that counts, computed once, and on cores that are free; given up on an error."""
     paths = dict.fromkeys(path for member in members for path in _files(member))
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as executor:
+    if request.samples:
+        paths[request.samples] = None
+    # Models that are run on samples take every core for themselves.
+    free = 1 if request.samples or request.generate else request.threads or len(os.sched_getaffinity(0))
+    stopped = threading.Event()
+    with ThreadPoolExecutor(free) as executor:
         try:
-            yield {path: executor.submit(_sha256, path, stopped) for path in paths}
+            yield {path: executor.submit(_sha256, path, stopped) for path in paths if request.hash_inputs}
         except BaseException:
             stopped.set()
             raise
 
 
 def _files(member: Checkpoint) -> list[Path]:
-    """The weight files of a model, an adapter's base included."""
+    """Weights, config and tokenizer of a model, an adapter's base included."""
     folders = [checkpoint.folder for checkpoint in (member.base, member) if checkpoint]
-    return [path for folder in folders for path in weight_files(folder)]
+    beside = ("config.json", "adapter_config.json", *TOKENIZER_FILES)
+    return [
+        path
+        for folder in folders
+        for path in [*weight_files(folder), *(folder / name for name in beside)]
+        if path.is_file()
+    ]
 
 
 def _sha256(path: Path, stopped: threading.Event) -> str:
@@ -144,7 +159,8 @@ def _publishing(out: Path) -> Iterator[Path]:
         yield partial
         os.replace(partial, out)
     except OSError as error:
-        raise Failed(f"{out} cannot be written ({error.strerror or one_line(error)}); nothing was left") from error
+        where = f"{error.filename}: " if error.filename else ""
+        raise Failed(f"{out} was not made ({where}{error.strerror or one_line(error)})") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -25,7 +25,7 @@ class MergeRequest(Frozen):
 
     `samples` (JSON lines with `text` or `prompt`), `generate` (texts that the newest model makes up) or `weights` (a
     `recall.json`, or any JSON with `weights`, a row a layer, embeddings first) say how much of each model goes into
-    each layer. Of the samples the `clusters` typical ones are used, or all where it is null.
+    each layer; samples beside given weights are only what the result is checked on. Of the samples the `clusters` typical ones are used, or all where it is null.
     """
 
     models: list[str] = Field(min_length=2)
@@ -54,12 +54,17 @@ class MergeRequest(Frozen):
             BadInput: two that exclude each other, or one that lacks another.
         """
         sources = [name for name in ("samples", "generate", "weights") if getattr(self, name) is not None]
-        if len(sources) > 1:
-            raise BadInput(f"--{sources[0]} and --{sources[1]} exclude each other; give one of them")
+        if self.generate and len(sources) > 1:
+            other = next(name for name in sources if name != "generate")
+            raise BadInput(f"--generate and --{other} exclude each other; give one of them")
+        if self.generate and self.clusters and self.generate < self.clusters:
+            raise BadInput(f"--generate {self.generate} gives fewer texts than --clusters {self.clusters}; raise it")
         if self.weights and self.method not in WEIGHTED:
             raise BadInput(f"--method {self.method} takes no weights; leave out --weights, or the method")
         if self.method in FROM_SAMPLES and not sources:
             raise BadInput(f"--method {self.method} needs --samples, --generate or --weights to weigh the models by")
+        if self.as_adapter and self.max_memory:
+            raise BadInput("--max-memory bounds the merge of full weights; an adapter needs what its factors take")
         if self.rank and not self.as_adapter:
             raise BadInput("--rank is the rank of a merged adapter; give --as-adapter too, or leave it out")
         if self.as_adapter and self.method not in WEIGHTED:
@@ -71,13 +76,14 @@ class MergeRequest(Frozen):
 class MergeRecord(MergeWeights):
     """`recall.json`: how a merged model was made, enough to make it again.
 
-    `tensor_layers` is the layer of every tensor; `inputs` has the SHA-256 of every weight file, model by model;
+    `tensor_layers` is the layer of every tensor; `inputs` has the SHA-256 of every file that counts, model by model;
     `samples` are the typical ones that were used; `losses` each model's loss on them, and `merged_loss` the result's;
     `adapter_error` is the relative error of the difference where it was cut to a lower rank.
     """
 
     settings: dict[str, object]
     inputs: list[dict[str, str]]
+    samples_sha256: str | None = None
     tensor_layers: dict[str, int]
     samples: int | None = None
     losses: list[float] = Field(default=[])

@@ -70,30 +70,45 @@ def read_weights(path: Path) -> GivenWeights:
         raise BadInput(f"weights {path} cannot be used ({problem}); give a recall.json") from error
 
 
-def weigh_models(request: MergeRequest, members: Sequence[Checkpoint], layers: int) -> Weighing:
-    """The weights that the request's method gives, and the models' losses on the samples, if there are any.
+def weigh_models(
+    request: MergeRequest, members: Sequence[Checkpoint], layers: int, given: GivenWeights | None
+) -> Weighing:
+    """The weights that are given or that the request's method finds, and the models' losses on the samples, if any.
 
     Args:
         layers: L + 1 rows, embeddings included (1 + 2L with granularity `module`).
 
     Raises:
-        BadInput: a sample is longer than the models can read, or there are too few.
+        BadInput: a sample is longer than the models can read, there are too few, or they do not fit the method.
     """
+    if request.threads and (request.samples or request.generate):
+        import torch
+
+        torch.set_num_threads(request.threads)
     if request.samples and request.samples.suffix == ".safetensors":
         found = _look_at_inputs(request, members)
     else:
         found = _look_at_samples(request, members) if request.samples or request.generate else Weighing()
-    if request.method not in WEIGHTED:
-        return found
+    if given:
+        found.weights, found.similarities, found.sigma = given.weights, given.similarities, given.sigma
+    elif request.method in WEIGHTED and request.method != "recall":
+        found.weights = _by_rule(request, len(members), layers, found.losses)
+    return found
+
+
+def _by_rule(request: MergeRequest, models: int, layers: int, losses: list[float]) -> list[list[float]]:
     from recall.weighting import by_loss, task_arithmetic, uniform
 
-    if request.method == "average":
-        found.weights = uniform(layers, len(members)).tolist()
+    if request.method == "lm_cocktail":
+        if not np.isfinite(losses).all():
+            raise BadInput(f"the models' losses on the samples are {losses}; give samples with more text")
+        weights_LK = by_loss(np.array(losses), request.merging.loss_temperature, layers)
     elif request.method == "task_arithmetic":
-        found.weights = task_arithmetic(layers, len(members), request.merging.scale).tolist()
-    elif request.method == "lm_cocktail":
-        found.weights = by_loss(np.array(found.losses), request.merging.loss_temperature, layers).tolist()
-    return found
+        weights_LK = task_arithmetic(layers, models, request.merging.scale)
+    else:
+        weights_LK = uniform(layers, models)
+    rows: list[list[float]] = weights_LK.tolist()
+    return rows
 
 
 def _look_at_inputs(request: MergeRequest, members: Sequence[Checkpoint]) -> Weighing:
@@ -108,7 +123,7 @@ def _look_at_inputs(request: MergeRequest, members: Sequence[Checkpoint]) -> Wei
     settings, modules = request.representations, request.weighting.granularity == "module"
     inputs = choose_inputs(read_inputs(request.samples), members[-1], request.clusters, settings, request.seed)
     found = Weighing(inputs=inputs)
-    if request.method == "recall":
+    if request.method == "recall" and not request.weights:
         hidden_KLPE = represent_all(inputs, members, request.models, settings, modules)
         found.take(*weigh(hidden_KLPE, request.weighting))
     forget()
@@ -124,15 +139,18 @@ def _look_at_samples(request: MergeRequest, members: Sequence[Checkpoint]) -> We
     from recall.representations import represent
     from recall.weighting import weigh
 
-    room = request.max_tokens or context_length(members[-1])
+    room = request.max_tokens or min(context_length(member) for member in members)
     batch_size, pooling = request.representations.batch_size, request.representations.pooling
+    causal = is_causal_lm(members[0])
+    if request.method == "lm_cocktail" and not causal:
+        raise BadInput("--method lm_cocktail needs causal language models, as config.json's architectures name them")
+    weighs = request.method == "recall" and not request.weights
     samples = _typical_samples(request, members[-1], room)
     prompts = [sample.read for sample in samples]
-    causal = is_causal_lm(members[0])
     hidden, losses = [], []
     for name, member in zip(request.models, members, strict=True):
         with loaded(member, torch.float32) as (model, tokenizer):
-            if request.method == "recall":
+            if weighs:
                 states_LPE = represent(
                     model, tokenizer, prompts, batch_size=batch_size, max_tokens=room, pooling=pooling,
                     modules=request.weighting.granularity == "module", what=f"represent {name}",
@@ -144,7 +162,7 @@ def _look_at_samples(request: MergeRequest, members: Sequence[Checkpoint]) -> We
                 )
     forget()
     found = Weighing(losses=losses, samples=samples, max_tokens=room)
-    if request.method == "recall":
+    if weighs:
         found.take(*weigh(np.stack(hidden), request.weighting))
     return found
 
@@ -154,6 +172,7 @@ def _typical_samples(request: MergeRequest, newest: Checkpoint, room: int) -> li
 
     from recall.generated import GENERATED_TOKENS, generate_prompts
     from recall.loaded_models import loaded
+    from recall.loading import load_tokenizer
     from recall.prompts import read_samples
     from recall.representations import represent
     from recall.sampling import typical_samples
@@ -162,6 +181,9 @@ def _typical_samples(request: MergeRequest, newest: Checkpoint, room: int) -> li
     samples = read_samples(request.samples) if request.samples else []
     if request.clusters is not None and samples and len(samples) < request.clusters:
         raise BadInput(f"{request.samples} has {len(samples)} samples, fewer than --clusters {request.clusters}")
+    if samples and request.max_tokens is None:
+        tokenizer = load_tokenizer((newest.base or newest).folder, writes=False)
+        _check_lengths(request.samples, [len(tokenizer(sample.read).input_ids) for sample in samples], room)
     with loaded(newest, torch.float32) as (model, tokenizer):
         if request.generate:
             texts = generate_prompts(
@@ -169,8 +191,6 @@ def _typical_samples(request: MergeRequest, newest: Checkpoint, room: int) -> li
                 batch_size=batch_size, seed=request.seed,
             )  # fmt: skip
             samples = [Sample(text=text) for text in texts]
-        elif request.max_tokens is None:
-            _check_lengths(request.samples, [len(tokenizer(sample.read).input_ids) for sample in samples], room)
         if request.clusters is None or request.clusters == len(samples):
             return samples
         last_PE = represent(
@@ -186,7 +206,11 @@ def context_length(checkpoint: Checkpoint) -> int:
     found = [
         config[key] for key in ("max_position_embeddings", "n_positions", "max_target_positions") if config.get(key)
     ]
-    return int(found[0]) if found else LONGEST
+    if not found:
+        return LONGEST
+    # RoBERTa and its kin count positions from behind the padding token's number.
+    offset = (config.get("pad_token_id") or 0) + 1 if "roberta" in str(config.get("model_type")) else 0
+    return int(found[0]) - offset
 
 
 def _check_lengths(path: Path | None, lengths: Sequence[int], room: int) -> None:

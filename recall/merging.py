@@ -14,7 +14,6 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -28,10 +27,19 @@ from recall.errors import BadInput
 from recall.lora import LoraAdapter
 from recall.pool import Pool
 from recall.progress import track
+from recall.recent import Recent
 from recall.tensor_files import FLOATS, ITEM_BYTES, CheckpointWriter, TensorFolder
 from recall.torch_types import TORCH_TYPES
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """How a merge runs: so many threads at once, each on chunks of at most so many elements."""
+
+    threads: int
+    chunk: int
 
 
 def merge(
@@ -91,7 +99,7 @@ def merge_by(
         chunk, threads = fit_memory(pool, threads, max_memory - held, chunk_tensors)
     out.mkdir(parents=True, exist_ok=True)
     try:
-        combine = method(pool, threads)
+        combine = method(pool, Lanes(threads, chunk))
         with CheckpointWriter(out, pool.specs) as writer:
             walk(pool, combine, writer, threads, chunk)
         copy_side_files(pool.first.folder, out)
@@ -106,6 +114,8 @@ class WeightedSum:
         self.pool = pool
         self.shares_R = [_shares(pool, weights_K) for weights_K in weights_RK.tolist()]
         self.row_of = row_of
+        # sum_k w_k (alpha/r) B_k A_k as one product of two factors, the ranks side by side.
+        self.low_rank = Recent(CACHED_TENSORS, self._low_rank)
 
     def __call__(self, part: Slice, buffers: Buffers) -> Tensor:
         """The merged elements, float32 (float64 for a float64 tensor)."""
@@ -116,12 +126,10 @@ class WeightedSum:
             left_OR, right_RI = low_rank
             columns = right_RI.shape[1]
             rows = slice(part.start // columns, part.stop // columns)
-            total_n.view(-1, columns).addmm_(left_OR[rows], right_RI)
+            total_n.view(-1, columns).addmm_(left_OR[rows].to(total_n.dtype), right_RI.to(total_n.dtype))
         return total_n
 
-    @lru_cache(maxsize=CACHED_TENSORS)  # noqa: B019 - the chunks of one tensor follow each other; a sum lives as long as its merge
-    def low_rank(self, name: str) -> tuple[Tensor, Tensor] | None:
-        """sum_k w_k (alpha/r) B_k A_k as one product of two factors, the ranks side by side."""
+    def _low_rank(self, name: str) -> tuple[Tensor, Tensor] | None:
         adapters = self.shares_R[self.row_of(name)].adapters
         factors = [(weight, adapter.factors(name)) for weight, adapter in adapters if adapter.changes(name)]
         if not factors:
@@ -200,7 +208,7 @@ class Buffers:
 
 
 Combine = Callable[[Slice, Buffers], Tensor]
-Method = Callable[[Pool, int], Combine]
+Method = Callable[[Pool, Lanes], Combine]
 
 
 def walk(pool: Pool, combine: Combine, writer: CheckpointWriter, threads: int, chunk: int) -> None:
@@ -251,8 +259,13 @@ def in_threads(items: Sequence[T], start: Callable[[], Callable[[T], None]], thr
     before = torch.get_num_threads()
     try:
         with ThreadPoolExecutor(threads) as executor:
-            for done in [executor.submit(run) for _ in range(threads)]:
-                done.result()
+            try:
+                for done in [executor.submit(run) for _ in range(threads)]:
+                    done.result()
+            except BaseException:
+                # Ctrl-C reaches the thread that waits.
+                stopped.set()
+                raise
     finally:
         torch.set_num_threads(before)
 
@@ -269,6 +282,6 @@ def _check_finite(total_n: Tensor, dtype: str, part: Slice, pool: Pool) -> None:
         if not buffers.read(folder, part).isfinite().all():
             raise BadInput(f"tensor {part.name} holds NaN or Inf in {folder.folder}; mend or leave out that model")
     for adapter in pool.adapters:
-        if adapter and adapter.changes(part.name) and not all(f.isfinite().all() for f in adapter.factors(part.name)):
+        if adapter and adapter.changes(part.name) and not adapter.is_finite(part.name):
             raise BadInput(f"tensor {part.name} holds NaN or Inf in adapter {adapter.folder}; leave out that model")
     raise BadInput(f"the merge of tensor {part.name} is too large for {dtype}; lower the scale, or use a wider type")

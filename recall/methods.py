@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -40,11 +41,11 @@ def merge_with(
         return
     files = moments or [[path] for path in moment_files(members)]
     method = _chunked(name, files, settings)
-    chunk_tensors, held = held_memory(name, len(members), files[0][0])
+    chunk_tensors, held = held_memory(name, len(members), files[0][0], threads)
     merge_by(members, method, out, threads=threads, max_memory=max_memory, chunk_tensors=chunk_tensors, held=held)
 
 
-def held_memory(name: MethodName, models: int, moments: Path) -> tuple[int, int]:
+def held_memory(name: MethodName, models: int, moments: Path, threads: int | None = None) -> tuple[int, int]:
     """How many float32 tensors of a chunk's size a method holds a thread, and how many bytes it holds besides."""
     if name in WEIGHTED:
         return 0, 0
@@ -52,7 +53,10 @@ def held_memory(name: MethodName, models: int, moments: Path) -> tuple[int, int]
         from recall.regmean import held_bytes
 
         return models + 4, held_bytes(models, moments)
-    return 4 * models, 0
+    from recall.task_vectors import COUNTS_BYTES
+
+    trims = name in ("ties", "pruned_average")
+    return 4 * models, COUNTS_BYTES * models * (threads or len(os.sched_getaffinity(0))) if trims else 0
 
 
 def moment_files(members: Sequence[Checkpoint]) -> list[Path]:

@@ -12,6 +12,16 @@ from recall.checkpoints import Checkpoint, check_checkpoint, read_json
 from recall.errors import BadInput, one_line
 
 HUB_ID = re.compile(r"^(?P<id>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?$")
+VOCABULARY_FILES = ("tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "merges.txt")
+# What a model computes with the same tensors depends on these.
+COMPUTES = (
+    "model_type", "tie_word_embeddings", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "n_head",
+    "num_heads", "head_dim", "hidden_act", "hidden_activation", "activation_function", "feed_forward_proj",
+    "rope_theta", "rope_scaling", "rope_parameters", "rotary_pct", "partial_rotary_factor", "position_embedding_type",
+    "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "sliding_window", "attn_logit_softcapping",
+    "final_logit_softcapping", "query_pre_attn_scalar", "num_experts_per_tok", "do_stable_layer_norm",
+    "is_encoder_decoder", "patch_size", "image_size",
+)  # fmt: skip
 HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 
 
@@ -36,29 +46,45 @@ def is_adapter(folder: Path) -> bool:
     return (folder / "adapter_config.json").is_file()
 
 
+def warnings_of(names: Sequence[str], members: Sequence[Checkpoint]) -> list[str]:
+    """What is likely, and not certain, to be a mistake: an adapter that names another base than it was laid over."""
+    found = []
+    for name, member in zip(names, members, strict=True):
+        if member.base is None:
+            continue
+        named = read_json(member.folder / "adapter_config.json").get("base_model_name_or_path") or ""
+        config = read_json(member.base.folder / "config.json")
+        known = {config.get("_name_or_path"), *(n for n, m in zip(names, members, strict=True) if m == member.base)}
+        if named and not Path(named).is_dir() and named not in known:
+            found.append(f"adapter {name} says that its base is {named}; it was laid over {member.base.folder}")
+    return found
+
+
 def check_alike(members: Sequence[Checkpoint]) -> None:
-    """Check that the models are of one architecture and read text alike; their tensors are compared by the merge.
+    """Check that the models compute and read text alike; their tensors are compared by `recall.pool`.
 
     Raises:
         BadInput: the first thing in which they differ, with both values.
     """
     folders = list(dict.fromkeys((member.base or member).folder for member in members))
     first, *others = folders
-    config, vocabulary = read_json(first / "config.json"), _vocabulary(first)
+    config = read_json(first / "config.json")
     for other in others:
         theirs = read_json(other / "config.json")
-        for key in ("model_type", "tie_word_embeddings"):
-            if config.get(key) != theirs.get(key):
+        # A key that one of them does not state says nothing: versions of transformers write different ones.
+        for key in (key for key in COMPUTES if key in config and key in theirs):
+            if config[key] != theirs[key]:
                 raise BadInput(
-                    f"{key} is {config.get(key)!r} in {first} and {theirs.get(key)!r} in {other}; only models of one "
+                    f"{key} is {config[key]!r} in {first} and {theirs[key]!r} in {other}; only models of one "
                     "architecture can be merged"
                 )
-        _check_same_vocabulary(first, vocabulary, other, _vocabulary(other))
+        _check_same_tokenizer(first, other)
 
 
 def _find(name: str) -> Path:
     if Path(name).is_dir():
-        return Path(name)
+        # Two names of one folder are one model.
+        return Path(name).resolve()
     on_hub = HUB_ID.match(name)
     if on_hub is None or Path(name).exists():
         raise BadInput(f"model {name} is neither a folder nor a hub id (owner/name or owner/name@revision)")
@@ -74,7 +100,7 @@ def _find(name: str) -> Path:
 def _base_of(adapter: Path, full: list[Path]) -> Checkpoint:
     named = read_json(adapter / "adapter_config.json").get("base_model_name_or_path") or ""
     if named and Path(named).is_dir():
-        base = Path(named)
+        base = Path(named).resolve()
     elif full:
         base = full[0]
     elif named:
@@ -85,25 +111,36 @@ def _base_of(adapter: Path, full: list[Path]) -> Checkpoint:
     return Checkpoint(base)
 
 
+def _check_same_tokenizer(first: Path, other: Path) -> None:
+    """Not every folder of a fine-tuned model carries a tokenizer; those that do must agree."""
+    ours, theirs = _vocabulary(first), _vocabulary(other)
+    if ours is not None and theirs is not None:
+        if ours != theirs:
+            token = next(token for token in [*ours, *theirs] if ours.get(token) != theirs.get(token))
+            raise BadInput(
+                f"the tokenizers differ: token {token!r} is {ours.get(token, 'missing')} in {first} ({len(ours)} "
+                f"tokens) and {theirs.get(token, 'missing')} in {other} ({len(theirs)} tokens); merge models that read "
+                "text alike"
+            )
+        return
+    for name in VOCABULARY_FILES:
+        if all((folder / name).is_file() for folder in (first, other)):
+            if (first / name).read_bytes() != (other / name).read_bytes():
+                raise BadInput(
+                    f"the tokenizers differ: {name} is not the same in {first} and {other}; merge models that read "
+                    "text alike"
+                )
+
+
 def _vocabulary(folder: Path) -> dict[str, Any] | None:
-    """Token by token what decides how text is read, leaving out what does not (padding, truncation)."""
+    """Token by token and merge by merge what decides how text is read, but not padding or truncation."""
     path = folder / "tokenizer.json"
     if not path.is_file():
         return None
     content = json.loads(path.read_text(encoding="utf-8"))
-    words = content["model"].get("vocab", {})
+    words, merges = content["model"].get("vocab", {}), content["model"].get("merges") or []
     tokens = dict(words) if isinstance(words, dict) else {str(word): number for number, word in enumerate(words)}
-    return tokens | {entry["content"]: entry["id"] for entry in content.get("added_tokens", [])}
-
-
-def _check_same_vocabulary(
-    first: Path, ours: dict[str, Any] | None, other: Path, theirs: dict[str, Any] | None
-) -> None:
-    # Not every folder of a fine-tuned model carries a tokenizer; those that do must agree.
-    if ours is None or theirs is None or ours == theirs:
-        return
-    token = next(token for token in [*ours, *theirs] if ours.get(token) != theirs.get(token))
-    raise BadInput(
-        f"the tokenizers differ: token {token!r} is {ours.get(token, 'missing')} in {first} ({len(ours)} tokens) and "
-        f"{theirs.get(token, 'missing')} in {other} ({len(theirs)} tokens); merge models that read text alike"
-    )
+    # Versions of tokenizers write a merge as "a b" or as ["a", "b"].
+    joined = (merge if isinstance(merge, str) else " ".join(merge) for merge in merges)
+    numbered = {f"merge of {merge}": number for number, merge in enumerate(joined)}
+    return tokens | numbered | {entry["content"]: entry["id"] for entry in content.get("added_tokens", [])}

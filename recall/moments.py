@@ -31,12 +31,14 @@ class Moments:
     """G = mean over tokens of x x^T, `(I, I)` float32, by the name of the weight that x enters.
 
     Maps that read the same x (query, key and value, say) share one matrix: `shared` gives each weight the name under
-    which `matrix` has it. `transposed` are the weights that the checkpoint keeps as (inputs, outputs).
+    which `matrix` has it. `transposed` are the weights that the checkpoint keeps as (inputs, outputs), `inputs` the
+    size I of every matrix.
     """
 
     matrix: Callable[[str], Tensor]
     shared: dict[str, str]
     transposed: frozenset[str]
+    inputs: dict[str, int]
     tokens: int
 
     def __getitem__(self, weight: str) -> Tensor:
@@ -44,7 +46,12 @@ class Moments:
 
     def save(self, path: Path) -> None:
         """Write them as safetensors."""
-        facts = {"shared": self.shared, "transposed": sorted(self.transposed), "tokens": self.tokens}
+        facts = {
+            "shared": self.shared,
+            "transposed": sorted(self.transposed),
+            "inputs": self.inputs,
+            "tokens": self.tokens,
+        }
         matrices = {name: self.matrix(name) for name in dict.fromkeys(self.shared.values())}
         save_file(matrices, path, metadata={"moments": json.dumps(facts, sort_keys=True)})
 
@@ -72,7 +79,8 @@ def second_moments(
             _forward(body, batch, sums)
     count = sum(map(len, tokens))
     means = {name: total_II / count for name, total_II in sums.totals.items()}
-    return Moments(means.__getitem__, sums.shared, frozenset(sums.transposed), count)
+    inputs = {name: len(mean_II) for name, mean_II in means.items()}
+    return Moments(means.__getitem__, sums.shared, frozenset(sums.transposed), inputs, count)
 
 
 class _Sums:
@@ -136,6 +144,8 @@ def read_moments(path: Path) -> Moments:
         # Left open: a matrix is read when it is asked for, so that K experts' moments never lie in memory together.
         file = safe_open(path, framework="pt")
         facts = json.loads(file.metadata()["moments"])
-        return Moments(file.get_tensor, facts["shared"], frozenset(facts["transposed"]), facts["tokens"])
+        return Moments(
+            file.get_tensor, facts["shared"], frozenset(facts["transposed"]), facts["inputs"], facts["tokens"]
+        )  # fmt: skip
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise BadInput(f"{path} holds no moments ({one_line(error)}); make it again with `recall moments`") from error

@@ -49,11 +49,16 @@ def _states(merged: Checkpoint, weighing: Weighing, settings: RepresentationSett
 
 
 def _warnings(loss: float, worst: float) -> list[str]:
-    if math.isfinite(loss) and loss <= worst:
+    if math.isnan(worst) or (math.isfinite(loss) and loss <= worst):
+        # Without a text of two tokens no model has a loss.
         return []
     if not math.isfinite(loss):
         return ["the merged model's loss on the samples is not finite: it is of no use"]
     return [
-        f"the merged model's perplexity on the samples is {math.exp(loss):.1f}, worse than the worst of its models "
-        f"({math.exp(worst):.1f}); try other weights, or models nearer to each other"
+        f"the merged model's perplexity on the samples is {_perplexity(loss)}, worse than the worst of its models "
+        f"({_perplexity(worst)}); try other weights, or models nearer to each other"
     ]
+
+
+def _perplexity(loss: float) -> str:
+    return f"{math.exp(loss):.1f}" if loss < 50 else f"e^{loss:.0f}"

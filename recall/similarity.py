@@ -12,6 +12,8 @@ from typing import Literal
 import numpy as np
 from scipy.spatial.distance import pdist
 
+from recall.errors import BadInput
+
 Similarity = Literal["rbf", "cka", "cosine"]
 
 
@@ -53,7 +55,13 @@ def similarities(
 
 
 def median_sigma(representations_PE: np.ndarray) -> float:
-    """sqrt of the median over pairs p != q of ||r(p) - r(q)||^2; the mean of the two middle values of an even count."""
+    """sqrt of the median over pairs p != q of ||r(p) - r(q)||^2; the mean of the two middle values of an even count.
+
+    Raises:
+        BadInput: one sample alone has no pairs.
+    """
+    if len(representations_PE) < 2:
+        raise BadInput("one sample has no pairs to take a median distance of; give at least two, or a fixed sigma")
     return float(np.sqrt(np.median(pdist(representations_PE, "sqeuclidean"))))
 
 

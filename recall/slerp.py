@@ -8,9 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from recall.chunks import CHUNK, Slice, slices
+from recall.chunks import Slice, slices
 from recall.errors import BadInput
-from recall.merging import Buffers, Combine, Method, in_threads
+from recall.merging import Buffers, Combine, Lanes, Method, in_threads
 from recall.pool import Pool
 from recall.task_vectors import member_chunk
 from recall.tensor_files import FLOATS
@@ -29,10 +29,10 @@ def slerp(fraction: float) -> Method:
         BadInput: the pool has more than two models, or fewer.
     """
 
-    def method(pool: Pool, threads: int) -> Combine:
+    def method(pool: Pool, lanes: Lanes) -> Combine:
         if len(pool.members) != 2:
             raise BadInput(f"SLERP goes between two models, but {len(pool.members)} were given; choose another method")
-        shares = _shares(pool, fraction, threads)
+        shares = _shares(pool, fraction, lanes)
 
         def combine(part: Slice, buffers: Buffers) -> Tensor:
             first, second = shares[part.name]
@@ -45,9 +45,9 @@ def slerp(fraction: float) -> Method:
     return method
 
 
-def _shares(pool: Pool, fraction: float, threads: int) -> dict[str, tuple[float, float]]:
+def _shares(pool: Pool, fraction: float, lanes: Lanes) -> dict[str, tuple[float, float]]:
     found: dict[str, tuple[float, float]] = {}
-    parts = {name: list(slices(name, spec, CHUNK)) for name, spec in pool.specs.items() if spec.dtype in FLOATS}
+    parts = {name: list(slices(name, spec, lanes.chunk)) for name, spec in pool.specs.items() if spec.dtype in FLOATS}
 
     def start() -> Callable[[str], None]:
         buffers = Buffers(max(part.stop - part.start for chunks in parts.values() for part in chunks))
@@ -62,7 +62,7 @@ def _shares(pool: Pool, fraction: float, threads: int) -> dict[str, tuple[float,
 
         return work
 
-    in_threads([name for name in parts if parts[name]], start, threads, "angles")
+    in_threads([name for name in parts if parts[name]], start, lanes.threads, "angles")
     return found
 
 

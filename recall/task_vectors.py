@@ -12,12 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recall.chunks import CHUNK, Slice, slices
-from recall.merging import Buffers, Combine, Method, in_threads
+from recall.chunks import Slice, slices
+from recall.merging import Buffers, Combine, Lanes, Method, in_threads
 from recall.pool import Pool
 from recall.tensor_files import FLOATS
 
 HALF = 16  # bits of half a float32
+# What a thread holds to count the halves of one task vector, twice.
+COUNTS_BYTES = 2 * 8 << HALF
 
 
 def ties(density: float, scale: float) -> Method:
@@ -27,8 +29,8 @@ def ties(density: float, scale: float) -> Method:
     sum wins (plus at a draw), and the mean over the task vectors that have it is added, times `scale`.
     """
 
-    def method(pool: Pool, threads: int) -> Combine:
-        trimmed = _Trimmed(pool, density, threads)
+    def method(pool: Pool, lanes: Lanes) -> Combine:
+        trimmed = _Trimmed(pool, density, lanes)
 
         def combine(part: Slice, buffers: Buffers) -> Tensor:
             first_n, deltas_Kn = trimmed(part, buffers)
@@ -45,8 +47,8 @@ def ties(density: float, scale: float) -> Method:
 def pruned_average(density: float, scale: float) -> Method:
     """The average of task vectors pruned by magnitude (Han et al. 2015), times `scale`: TIES without the election."""
 
-    def method(pool: Pool, threads: int) -> Combine:
-        trimmed = _Trimmed(pool, density, threads)
+    def method(pool: Pool, lanes: Lanes) -> Combine:
+        trimmed = _Trimmed(pool, density, lanes)
 
         def combine(part: Slice, buffers: Buffers) -> Tensor:
             first_n, deltas_Kn = trimmed(part, buffers)
@@ -64,7 +66,7 @@ def dare(density: float, scale: float, seed: int) -> Method:
     how the merge is cut into chunks.
     """
 
-    def method(pool: Pool, _: int) -> Combine:
+    def method(pool: Pool, _: Lanes) -> Combine:
         def combine(part: Slice, buffers: Buffers) -> Tensor:
             first_n, deltas_Kn = task_vectors(pool, part, buffers)
             for number in range(len(deltas_Kn)):
@@ -90,34 +92,35 @@ def member_chunk(pool: Pool, number: int, part: Slice, buffers: Buffers) -> Tens
     if adapter and adapter.changes(part.name):
         left_Or, right_rI = adapter.factors(part.name)
         columns = right_rI.shape[1]
-        model_n.view(-1, columns).addmm_(left_Or[part.start // columns : part.stop // columns], right_rI)
+        rows = slice(part.start // columns, part.stop // columns)
+        model_n.view(-1, columns).addmm_(left_Or[rows].to(model_n.dtype), right_rI.to(model_n.dtype))
     return model_n
 
 
 class _Trimmed:
     """Task vectors of which only the largest magnitudes of each tensor are left."""
 
-    def __init__(self, pool: Pool, density: float, threads: int) -> None:
+    def __init__(self, pool: Pool, density: float, lanes: Lanes) -> None:
         self.pool = pool
         self.thresholds_K: dict[str, Tensor] = {}
         floats = [name for name, spec in pool.specs.items() if spec.dtype in FLOATS and spec.size]
 
         def start() -> Callable[[str], None]:
-            buffers = Buffers(max(part.stop for name in floats for part in _chunks(pool, name)[:1]))
+            buffers = Buffers(max(part.stop for name in floats for part in _chunks(pool, name, lanes)[:1]))
 
             def work(name: str) -> None:
-                self.thresholds_K[name] = _thresholds(pool, name, density, buffers)
+                self.thresholds_K[name] = _thresholds(pool, name, density, buffers, lanes)
 
             return work
 
-        in_threads(floats, start, threads, "trim")
+        in_threads(floats, start, lanes.threads, "trim")
 
     def __call__(self, part: Slice, buffers: Buffers) -> tuple[Tensor, Tensor]:
         first_n, deltas_Kn = task_vectors(self.pool, part, buffers)
         return first_n, deltas_Kn * (deltas_Kn.float().abs() >= self.thresholds_K[part.name][:, None])
 
 
-def _thresholds(pool: Pool, name: str, density: float, buffers: Buffers) -> Tensor:
+def _thresholds(pool: Pool, name: str, density: float, buffers: Buffers, lanes: Lanes) -> Tensor:
     """The magnitude of the `density` x size-th largest element of each task vector of one tensor, exactly.
 
     A radix selection: magnitudes order as their bits do, so one pass counts the upper halves of the bits, and a second
@@ -125,8 +128,8 @@ def _thresholds(pool: Pool, name: str, density: float, buffers: Buffers) -> Tens
     """
     wanted = max(1, int(density * pool.specs[name].size))
     models = len(pool.members) - 1
-    upper_K = [_nth_largest(counts, wanted) for counts in _count(pool, name, buffers, [None] * models)]
-    lower = _count(pool, name, buffers, [bits for bits, _ in upper_K])
+    upper_K = [_nth_largest(counts, wanted) for counts in _count(pool, name, buffers, lanes, [None] * models)]
+    lower = _count(pool, name, buffers, lanes, [bits for bits, _ in upper_K])
     bits_K = [
         (bits << HALF) | _nth_largest(counts, wanted - above)[0]
         for counts, (bits, above) in zip(lower, upper_K, strict=True)
@@ -134,10 +137,10 @@ def _thresholds(pool: Pool, name: str, density: float, buffers: Buffers) -> Tens
     return torch.tensor(bits_K, dtype=torch.int32).view(torch.float32)
 
 
-def _count(pool: Pool, name: str, buffers: Buffers, upper_K: list[int | None]) -> np.ndarray:
+def _count(pool: Pool, name: str, buffers: Buffers, lanes: Lanes, upper_K: list[int | None]) -> np.ndarray:
     """How often each upper half of the bits occurs in each task vector, or each lower half under a given upper one."""
     counts_KB = np.zeros((len(upper_K), 1 << HALF), np.int64)
-    for part in _chunks(pool, name):
+    for part in _chunks(pool, name, lanes):
         _, deltas_Kn = task_vectors(pool, part, buffers)
         for number, (delta_n, upper) in enumerate(zip(deltas_Kn, upper_K, strict=True)):
             bits_n = delta_n.float().abs_().view(torch.int32).numpy()
@@ -153,8 +156,8 @@ def _nth_largest(counts_B: np.ndarray, wanted: int) -> tuple[int, int]:
     return value, int(at_least_B[value] - counts_B[value])
 
 
-def _chunks(pool: Pool, name: str) -> list[Slice]:
-    return list(slices(name, pool.specs[name], CHUNK))
+def _chunks(pool: Pool, name: str, lanes: Lanes) -> list[Slice]:
+    return list(slices(name, pool.specs[name], lanes.chunk))
 
 
 def _kept(key: str, part: Slice, density: float) -> np.ndarray:

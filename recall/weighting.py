@@ -36,7 +36,7 @@ def share_over_layers(similarities_LK: np.ndarray, settings: WeightingSettings) 
 
 
 def weights(similarities_LK: np.ndarray, temperature: float = 1.0, alignment_threshold: float = 0.0) -> np.ndarray:
-    """Softmax over models of similarity / temperature; a model under the threshold gets nothing at that layer.
+    """Softmax over models of similarity / temperature; a model under the threshold (0: none) gets nothing there.
 
     Args:
         similarities_LK: `(L, K)`, the newest model last; its own similarity is 1, and it always stays.
@@ -44,7 +44,8 @@ def weights(similarities_LK: np.ndarray, temperature: float = 1.0, alignment_thr
     Returns:
         float64 `(L, K)`; every row sums to 1. Equal similarities give exactly equal weights.
     """
-    stays_LK = similarities_LK >= alignment_threshold
+    # A cosine may be negative: without a threshold such a model stays too.
+    stays_LK = (similarities_LK >= alignment_threshold) | (alignment_threshold == 0)
     stays_LK[:, -1] = True
     logits_LK = np.where(stays_LK, similarities_LK / temperature, -np.inf)
     exponentials_LK = np.exp(logits_LK - logits_LK.max(axis=1, keepdims=True))

@@ -123,6 +123,10 @@ class SamplesRef(ArtifactRef):
 
     count: int
 
+    def read(self) -> list[str]:
+        """The prompts."""
+        return [json.loads(line)["prompt"] for line in json_lines(self.path / "samples.jsonl")]
+
 
 class RepresentationsRef(ArtifactRef):
     """`representations.npy`, `(L, P, E)` float32, of one model on the typical samples."""

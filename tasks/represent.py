@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from recall.learning_tasks import json_lines
 from recall.settings import RepresentationSettings
 from tasks.refs import CheckpointRef, RepresentationsRef, SamplesRef
 from tasks.stage import Job, stage
@@ -25,7 +23,7 @@ def represent(
     from recall import representations
     from recall.loaded_models import loaded
 
-    prompts = [json.loads(line)["prompt"] for line in json_lines(samples.path / "samples.jsonl")]
+    prompts = samples.read()
     with loaded(model.checkpoint(), torch.float32) as (network, tokenizer):
         hidden_LPE = representations.represent(
             network,

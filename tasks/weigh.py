@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any, Literal
 
-from recall.learning_tasks import json_lines
 from recall.results import MergeWeights
 from recall.settings import WeightingSettings
 from tasks.refs import CheckpointRef, RepresentationsRef, SamplesRef, SplitRef, WeightsRef
@@ -79,8 +77,7 @@ def weigh_by_loss(
     from recall.weighting import by_loss
 
     targets = {row.prompt: row.target for row in train.read()}
-    prompts = [json.loads(line)["prompt"] for line in json_lines(samples.path / "samples.jsonl")]
-    rows = [Sample(prompt=prompt, target=targets.get(prompt)) for prompt in prompts]
+    rows = [Sample(prompt=prompt, target=targets.get(prompt)) for prompt in samples.read()]
     losses = []
     for name, member in zip(names, pool, strict=True):
         with loaded(member.checkpoint(), torch.float32) as (model, tokenizer):

@@ -64,8 +64,11 @@ def test_an_adapter_is_what_peft_makes_of_it(tmp_path, config):
 
 def test_weights_kept_as_inputs_by_outputs(tmp_path, tiny_gpt2_folder):
     base = Checkpoint(tiny_gpt2_folder)
-    for number, modules in enumerate((["c_attn", "c_fc"], ["attn.c_proj"])):
+    for number, modules in enumerate((["c_attn", "c_fc"], ["attn.c_proj"], ["attn.c_proj", "wte"])):
         expert = made_with(tmp_path / f"adapter{number}", base, target_modules=modules, fan_in_fan_out=True)
+        # PEFT writes what it set for the last module that it met, and does not read it again.
+        path = expert.folder / "adapter_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"fan_in_fan_out": number == 1}))
         expected = PeftModel.from_pretrained(load(base), expert.folder).merge_and_unload().state_dict()
         for name, tensor in newest_alone([base, expert], tmp_path / f"out{number}").items():
             torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-6)

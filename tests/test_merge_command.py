@@ -1,5 +1,6 @@
 """`recall merge`: any checkpoints in, a folder that transformers opens out, and everything that is refused."""
 
+import hashlib
 import json
 import shutil
 
@@ -100,7 +101,6 @@ def test_weights_come_from_samples_and_the_folder_opens_and_generates(pool, samp
     assert [row[2] for row in record.similarities] == [1.0] * 4
     assert len(record.sigma) == 4
     assert record.samples == 4
-    assert [list(files) for files in record.inputs] == [["model.safetensors"]] * 3
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     ids = tokenizer("one two", return_tensors="pt").input_ids
@@ -557,6 +557,11 @@ def test_weights_that_do_not_fit(pool, tmp_path, rows, words):
         (("--method", "ties", "--density", "0"), "--density 0.0: input should be greater than 0"),
         (("--method", "ties", "--as-adapter"), "yields no low-rank difference"),
         (("--generate", "5", "--weights", "w.json"), "--generate and --weights exclude each other"),
+        (("--generate", "5", "--clusters", "6"), "--generate 5 gives fewer texts than --clusters 6"),
+        (
+            ("--method", "average", "--as-adapter", "--max-memory", "1GB"),
+            "--max-memory bounds the merge of full weights",
+        ),
         (("--method", "average", "--rank", "2"), "give --as-adapter too"),
         (("--method", "average", "--max-memory", "1MB"), "but --max-memory allows 1 MB; raise it"),
         (("--method", "average", "--max-memory", "much"), "--max-memory much:"),
@@ -593,3 +598,110 @@ def test_a_disk_that_has_no_room_is_seen_before_anything_is_read(pool, weights, 
     monkeypatch.setattr("recall.merge_job.shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
     sentence = refused([pool / "base", pool / "expert1"], tmp_path / "out", "--weights", weights, code=1)
     assert "choose another disk" in sentence
+
+
+def test_a_nan_in_an_adapter_is_named_when_adapters_become_one(pool, tmp_path):
+    other = spoilt(pool, tmp_path, "lora1")
+    file = other / "adapter_model.safetensors"
+    factors = load_file(file)
+    factors["base_model.model.model.layers.0.mlp.down_proj.lora_B.weight"][0, 0] = float("nan")
+    save_file(factors, file, metadata={"format": "pt"})
+    rows = write_weights(tmp_path / "w.json", [[0.4, 0.3, 0.3]] * 4)
+    models = [pool / "base", pool / "lora2", other]
+    sentence = refused(models, tmp_path / "out", "--weights", rows, "--as-adapter")
+    assert "tensor model.layers.0.mlp.down_proj.weight holds NaN or Inf in adapter" in sentence
+    assert "spoilt" in sentence
+
+
+@pytest.mark.parametrize("change", [{"num_attention_heads": 2}, {"hidden_act": "gelu"}, {"rms_norm_eps": 0.1}])
+def test_tensors_of_the_same_shapes_that_compute_something_else(pool, weights, tmp_path, change):
+    other = spoilt(pool, tmp_path)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | change))
+    ((key, value),) = change.items()
+    sentence = refused([pool / "base", other], tmp_path / "out", "--weights", weights)
+    assert f"{key} is {config[key]!r} in" in sentence
+    assert f"and {value!r} in" in sentence
+
+
+def test_a_key_that_only_one_config_states_says_nothing(pool, weights, tmp_path):
+    other = spoilt(pool, tmp_path)
+    config = json.loads((other / "config.json").read_text())
+    del config["tie_word_embeddings"]
+    (other / "config.json").write_text(json.dumps(config))
+    merged([pool / "base", other], tmp_path / "out", "--weights", weights)
+
+
+def test_a_tokenizer_with_other_merges(pool, weights, tmp_path):
+    other = spoilt(pool, tmp_path)
+    content = json.loads((other / "tokenizer.json").read_text())
+    merges = content["model"]["merges"]
+    merges[0], merges[1] = merges[1], merges[0]
+    (other / "tokenizer.json").write_text(json.dumps(content))
+    sentence = refused([pool / "base", other], tmp_path / "out", "--weights", weights)
+    assert "the tokenizers differ: token 'merge of" in sentence
+
+
+def test_tokenizers_without_a_tokenizer_json_are_compared_by_their_files(pool, weights, tmp_path):
+    models = [shutil.copytree(pool / name, tmp_path / name) for name in ("base", "expert1")]
+    for number, model in enumerate(models):
+        (model / "tokenizer.json").unlink()
+        (model / "vocab.json").write_text(json.dumps({"a": number}))
+    assert "the tokenizers differ: vocab.json" in refused(models, tmp_path / "out", "--weights", weights)
+
+
+def test_two_names_of_one_base_are_one_base(pool, tmp_path, monkeypatch):
+    monkeypatch.chdir(pool)
+    rows = write_weights(tmp_path / "w.json", [[0.2, 0.3, 0.5]] * 4)
+    merged(["base", "lora1", "./lora2"], tmp_path / "out", "--weights", rows, "--as-adapter")
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str((pool / "base").resolve())
+
+
+def test_an_adapter_that_names_another_base_is_warned_of(pool, weights, tmp_path):
+    other = spoilt(pool, tmp_path, "lora1")
+    config = json.loads((other / "adapter_config.json").read_text())
+    (other / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": "team/elsewhere"}))
+    merged([pool / "base", other], tmp_path / "out", "--weights", weights)
+    (warning,) = read_record(tmp_path / "out").warnings
+    assert "says that its base is team/elsewhere; it was laid over" in warning
+
+
+def test_what_one_adapter_leaves_out_another_may_change(pool, tmp_path):
+    other = spoilt(pool, tmp_path, "lora1")
+    config = json.loads((other / "adapter_config.json").read_text())
+    (other / "adapter_config.json").write_text(json.dumps(config | {"exclude_modules": ["up_proj"]}))
+    models = [pool / "base", other, pool / "lora2"]
+    rows = write_weights(tmp_path / "w.json", [[0.2, 0.3, 0.5]] * 4)
+    merged(models, tmp_path / "full", "--weights", rows)
+    merged(models, tmp_path / "adapter", "--weights", rows, "--as-adapter")
+    laid_over = PeftModel.from_pretrained(load(Checkpoint(pool / "base")), tmp_path / "adapter").merge_and_unload()
+    for name, expected in tensors(tmp_path / "full").items():
+        torch.testing.assert_close(laid_over.state_dict()[name], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_one_sample_has_no_median_distance(pool, tmp_path):
+    samples = write_samples(tmp_path / "s.jsonl", [{"text": "alone"}])
+    models = [pool / "base", pool / "expert1"]
+    sentence = refused(models, tmp_path / "out", "--samples", samples, "--all-samples")
+    assert "one sample has no pairs" in sentence
+    merged(models, tmp_path / "out", "--samples", samples, "--all-samples", "--sigma", 2)
+
+
+def test_given_weights_are_checked_on_samples_too(pool, samples, tmp_path):
+    rows = write_weights(tmp_path / "w.json", [[-39.0, 40.0]] * 4)
+    models = [pool / "base", pool / "expert2"]
+    merged(models, tmp_path / "out", "--samples", samples, "--clusters", 4, "--weights", rows)
+    record = read_record(tmp_path / "out")
+    assert record.weights == [[-39.0, 40.0]] * 4
+    assert "perplexity on the samples is" in record.warnings[0]
+
+
+def test_the_record_has_a_digest_of_everything_that_counts(pool, samples, tmp_path):
+    merged([pool / "base", pool / "lora1"], tmp_path / "out", "--samples", samples, "--clusters", 3)
+    record = read_record(tmp_path / "out")
+    assert set(record.inputs[0]) == {"model.safetensors", "config.json", "tokenizer.json"}
+    assert set(record.inputs[1]) == {*record.inputs[0], "adapter_model.safetensors", "adapter_config.json"}
+    assert record.samples_sha256 == hashlib.sha256(samples.read_bytes()).hexdigest()
+    for name in record.inputs[0]:
+        assert record.inputs[0][name] == hashlib.sha256((pool / "base" / name).read_bytes()).hexdigest()

@@ -85,6 +85,24 @@ def test_loss_on_text_is_not_to_be_had_of_images(tmp_path):
     assert "weighs by the loss on text" in refused(models, tmp_path / "out", *options)
 
 
+def test_loss_on_text_is_not_to_be_had_of_models_that_write_none(tmp_path, tiny_tokenizer):
+    models = two_models(tmp_path, "t5", tiny_tokenizer)
+    samples = write_samples(tmp_path / "s.jsonl", [{"text": text} for text in TEXTS])
+    options = ("--samples", samples, "--all-samples", "--method", "lm_cocktail")
+    assert "lm_cocktail needs causal language models" in refused(models, tmp_path / "out", *options)
+
+
+def test_roberta_counts_its_positions_from_behind_the_padding(tmp_path, tiny_tokenizer):
+    models = two_models(tmp_path, "roberta", tiny_tokenizer)
+    config = json.loads((models[0] / "config.json").read_text())
+    room = config["max_position_embeddings"] - config["pad_token_id"] - 1
+    samples = write_samples(tmp_path / "s.jsonl", [{"text": "a" * length} for length in (room, 5, 6)])
+    merged(models, tmp_path / "out", "--samples", samples, "--all-samples")
+    samples = write_samples(tmp_path / "s.jsonl", [{"text": "a" * length} for length in (room + 1, 5, 6)])
+    sentence = refused(models, tmp_path / "again", "--samples", samples, "--all-samples")
+    assert f"sample 1 has {room + 1} tokens, but the models read {room}" in sentence
+
+
 def test_a_checkpoint_whose_tensors_have_no_layer_is_refused_by_name(tmp_path):
     models = two_models(tmp_path, "bert")
     for model in models:

@@ -7,7 +7,6 @@ from safetensors.torch import load_file, save_file
 from tiny import adapter, apart_from_each_other, llama, load
 
 import recall.merging
-import recall.task_vectors
 from recall.checkpoints import Checkpoint
 from recall.merging import merge_by
 from recall.task_vectors import dare, pruned_average, ties
@@ -65,7 +64,7 @@ def reference_ties(first, others, density):
 
 @pytest.mark.parametrize("density", [0.01, 0.3, 1.0])
 def test_ties_is_the_paper_s_on_every_tensor_of_a_model(tmp_path, density, monkeypatch):
-    monkeypatch.setattr(recall.task_vectors, "CHUNK", 64)
+    monkeypatch.setattr(recall.merging, "CHUNK", 64)
     pool = apart_from_each_other(llama, tmp_path, 4)
     merge_by(pool, ties(density, 1.0), tmp_path / "out", threads=2)
     first, *others = (load_file(member.folder / "model.safetensors") for member in pool)

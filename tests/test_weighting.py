@@ -66,6 +66,11 @@ def test_a_model_under_the_alignment_threshold_gets_nothing_at_that_layer_only()
     np.testing.assert_allclose(found_LK.sum(axis=1), 1)
 
 
+def test_without_a_threshold_a_model_of_negative_cosine_stays():
+    assert weights(np.array([[-0.5, 1.0]]))[0, 0] > 0
+    assert weights(np.array([[-0.5, 1.0]]), alignment_threshold=0.1)[0, 0] == 0
+
+
 def test_the_newest_model_stays_whatever_the_threshold():
     np.testing.assert_array_equal(weights(np.array([[0.3, 0.2]]), alignment_threshold=0.9), [[0.0, 1.0]])
 
