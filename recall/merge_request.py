@@ -25,7 +25,8 @@ class MergeRequest(Frozen):
 
     `samples` (JSON lines with `text` or `prompt`), `generate` (texts that the newest model makes up) or `weights` (a
     `recall.json`, or any JSON with `weights`, a row a layer, embeddings first) say how much of each model goes into
-    each layer; samples beside given weights are only what the result is checked on. Of the samples the `clusters` typical ones are used, or all where it is null.
+    each layer; samples beside given weights are only what the result is checked on. Of the samples the `clusters`
+    typical ones are used, or all where it is null.
     """
 
     models: list[str] = Field(min_length=2)

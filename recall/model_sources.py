@@ -124,12 +124,11 @@ def _check_same_tokenizer(first: Path, other: Path) -> None:
             )
         return
     for name in VOCABULARY_FILES:
-        if all((folder / name).is_file() for folder in (first, other)):
-            if (first / name).read_bytes() != (other / name).read_bytes():
-                raise BadInput(
-                    f"the tokenizers differ: {name} is not the same in {first} and {other}; merge models that read "
-                    "text alike"
-                )
+        both = [folder / name for folder in (first, other) if (folder / name).is_file()]
+        if len(both) == 2 and both[0].read_bytes() != both[1].read_bytes():
+            raise BadInput(
+                f"the tokenizers differ: {name} is not the same in {first} and {other}; merge models that read text alike"
+            )
 
 
 def _vocabulary(folder: Path) -> dict[str, Any] | None:
