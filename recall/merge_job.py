@@ -16,10 +16,10 @@ import numpy as np
 from recall.checkpoints import TOKENIZER_FILES, Checkpoint
 from recall.errors import BadInput, Failed, one_line
 from recall.merge_request import MergeRecord, MergeRequest
+from recall.merge_settings import WEIGHTED
 from recall.merge_weights import GivenWeights, Weighing, read_weights, weigh_models
 from recall.model_card import model_card
 from recall.model_sources import check_alike, find_models, warnings_of
-from recall.settings import WEIGHTED
 from recall.tensor_files import weight_files
 
 

@@ -8,16 +8,10 @@ from pathlib import Path
 from pydantic import ByteSize, Field, ValidationError
 
 from recall.errors import BadInput
+from recall.merge_settings import FROM_SAMPLES, WEIGHTED, MergingSettings, MethodName
 from recall.results import Frozen, MergeWeights
-from recall.settings import (
-    FROM_SAMPLES,
-    SEEDS,
-    WEIGHTED,
-    MergingSettings,
-    MethodName,
-    RepresentationSettings,
-    WeightingSettings,
-)
+from recall.seeds import SEEDS
+from recall.settings import RepresentationSettings, WeightingSettings
 
 
 class MergeRequest(Frozen):

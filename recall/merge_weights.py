@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from recall.checkpoints import Checkpoint, is_causal_lm, read_json
 from recall.errors import BadInput, one_line
 from recall.merge_request import MergeRequest
+from recall.merge_settings import WEIGHTED
 from recall.prompts import Sample
-from recall.settings import WEIGHTED
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from recall.checkpoints import Checkpoint
+from recall.merge_settings import WEIGHTED, MergingSettings, MethodName
 from recall.merging import Method, merge, merge_by
-from recall.settings import WEIGHTED, MergingSettings, MethodName
 
 
 def merge_with(

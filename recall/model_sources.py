@@ -127,7 +127,7 @@ def _check_same_tokenizer(first: Path, other: Path) -> None:
         both = [folder / name for folder in (first, other) if (folder / name).is_file()]
         if len(both) == 2 and both[0].read_bytes() != both[1].read_bytes():
             raise BadInput(
-                f"the tokenizers differ: {name} is not the same in {first} and {other}; merge models that read text alike"
+                f"the tokenizers differ: {name} is not the same in {first} and {other}; merge models that read alike"
             )
 
 

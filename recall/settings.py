@@ -15,33 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from recall.errors import BadInput
 from recall.learning_tasks import TaskSpec
+from recall.merge_settings import Baseline, MergingSettings
+from recall.seeds import SEEDS
 
 # What else lies in the data folder.
 RESERVED_NAMES = ("base_model", "sources", "profiles")
-# Of PyTorch, NumPy and scikit-learn.
-SEEDS = 2**32
-
-
-Baseline = Literal[
-    "sequential", "average", "ewc", "replay", "slerp", "task_arithmetic", "ties", "dare", "pruned_average",
-    "lm_cocktail", "regmean",
-]  # fmt: skip
-
-MethodName = Literal[
-    "recall", "average", "task_arithmetic", "lm_cocktail", "slerp", "ties", "dare", "pruned_average", "regmean"
-]
-# These are sums with a weight a model and layer; the others compute an element from all models' elements.
-WEIGHTED = ("recall", "average", "task_arithmetic", "lm_cocktail")
-FROM_SAMPLES = ("recall", "lm_cocktail")
-READ_BY = {
-    "task_arithmetic": ("scale",),
-    "lm_cocktail": ("loss_temperature",),
-    "slerp": ("fraction",),
-    "ties": ("density", "scale"),
-    "pruned_average": ("density", "scale"),
-    "dare": ("density", "scale", "seed"),
-    "regmean": ("shrink",),
-}
 
 
 class Frozen(BaseModel):
@@ -167,21 +145,6 @@ class WeightingSettings(Frozen):
         "layer", description="what shares one weight a model; module takes attention and MLP of a block apart"
     )
     group_size: int = Field(4, gt=0, description="blocks that share one weight with granularity group")
-
-
-class MergingSettings(Frozen):
-    """What the merge methods beside RECALL read; a method reads only those that it names."""
-
-    scale: float = Field(1.0, description="of task vectors: task_arithmetic, ties, dare, pruned_average")
-    density: float = Field(0.2, gt=0, le=1, description="share of a task vector that stays: ties, dare, pruned_average")
-    fraction: float = Field(0.5, ge=0, le=1, description="of the way from the first model to the second: slerp")
-    loss_temperature: float = Field(1.0, gt=0, description="of the softmax over losses: lm_cocktail")
-    shrink: float = Field(0.9, ge=0, le=1, description="of off-diagonal second moments: regmean")
-    seed: int = Field(0, ge=0, lt=SEEDS, description="of what is dropped: dare")
-
-    def read_by(self, method: str) -> dict[str, float]:
-        """The settings that a method reads, by their names; a change of any other leaves its models as they are."""
-        return {option: getattr(self, option) for option in READ_BY.get(method, ())}
 
 
 class UpdateSettings(Frozen):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from recall.merge_settings import MergingSettings
 from recall.results import MergeWeights
-from recall.settings import MergingSettings
 from tasks.refs import CheckpointRef, MomentsRef, WeightsRef
 from tasks.stage import Job, stage
 

@@ -1,0 +1,4 @@
+"""What a seed may be."""
+
+# Of PyTorch, NumPy and scikit-learn.
+SEEDS = 2**32
