@@ -3,15 +3,20 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 READY := $(VENV)/.ready
+PYTEST := python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 export PATH := $(BIN):$(PATH)
 
-.PHONY: setup data run test lint types check clean
+.PHONY: setup data run test test-slow lint types check clean
 
 run: data
 	recall run
 
 test: setup
-	python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not slow"
+
+# The whole flow killed in every stage, grown, moved to another machine, and with every baseline.
+test-slow: setup
+	$(PYTEST) -m slow
 
 check: setup lint types
 	lint-imports

@@ -16,6 +16,7 @@ from tasks.store import Store
 
 TRAINING = ["sequential", "ewc", "replay"]
 HELDOUT = [f"held out number {i}" for i in range(9)]
+pytestmark = pytest.mark.slow
 MERGING = ["average", "slerp", "task_arithmetic", "ties", "dare", "pruned_average", "lm_cocktail", "regmean"]
 
 

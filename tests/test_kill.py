@@ -8,6 +8,7 @@ import pytest
 
 from tasks.store import Store
 
+pytestmark = pytest.mark.slow
 KILL_AT = Path(__file__).parent / "kill_at.py"
 MOMENTS = [
     "version_dataset",
