@@ -1,7 +1,7 @@
 """Safetensors folders by byte range: headers first, then any slice of any tensor, never a whole file in memory.
 
-Slices are read into buffers of the caller's, not through a memory map: so the process never holds pages of a checkpoint,
-and its peak memory is what its buffers are.
+Slices are read into buffers of the caller's, not through a memory map: the process never holds a checkpoint's pages, so
+its peak memory is what its buffers are.
 """
 
 from __future__ import annotations
