@@ -21,7 +21,7 @@ def track(items: Iterable[T], what: str, total: int | None = None, done: int = 0
     if not console.is_terminal:
         started = time.monotonic()
         yield from items
-        console.print(f"{what}: {time.monotonic() - started:.1f} s", highlight=False)
+        console.print(f"{what}: {time.monotonic() - started:.1f} s", highlight=False, soft_wrap=True)
         return
     columns = (
         TextColumn("{task.description}"),
