@@ -14,9 +14,11 @@ from typing import Any, cast
 
 import torch
 from peft import PeftModel
+from torch.nn import Dropout
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 
 CHUNK = 256
 
@@ -34,6 +36,10 @@ class LogitReader:
         self.head = self.causal_lm.get_output_embeddings()
         self.head_is_all = self._head_is_all()
         self.takes_positions = "position_ids" in inspect.signature(self.body.forward).parameters
+        self.shares_prefixes = self.takes_positions and self._caches_keys_and_values_alone()
+        self.draws_dropout = any(isinstance(module, Dropout) and module.p > 0 for module in model.modules()) or (
+            getattr(self.causal_lm.config.get_text_config(), "attention_dropout", 0.0) > 0
+        )
 
     def states(self, inputs: dict[str, Any], chosen_BT: torch.Tensor) -> tuple[torch.Tensor, Any]:
         """What `logits` turns into logits, (N, E) or (N, V), and the key-value cache.
@@ -43,6 +49,34 @@ class LogitReader:
         out = self.body(**inputs) if self.head_is_all else self.causal_lm(**inputs)
         read_BT = out.last_hidden_state if self.head_is_all else out.logits
         return read_BT[chosen_BT], out.get("past_key_values")
+
+    def row_states(self, ids_BT: torch.Tensor, chosen_BT: torch.Tensor) -> torch.Tensor:
+        """States (N, ...) at the chosen places of rows that are padded on the right, for which causal attention needs
+        no mask.
+
+        What all rows begin with, as a template's words, is read once for all of them, and so is its gradient computed
+        (but with dropout, which is to hit each row apart).
+        """
+        shared = self._shared_tokens(ids_BT, chosen_BT)
+        if not shared:
+            return self.states({"input_ids": ids_BT, "use_cache": False}, chosen_BT)[0]
+        _, cache = self.states({"input_ids": ids_BT[:1, :shared], "use_cache": True}, chosen_BT[:1, :shared])
+        cache.batch_repeat_interleave(len(ids_BT))
+        rest = {
+            "input_ids": ids_BT[:, shared:],
+            "position_ids": torch.arange(shared, ids_BT.shape[1], device=ids_BT.device)[None],
+            "past_key_values": cache,
+            "use_cache": True,
+        }
+        return self.states(rest, chosen_BT[:, shared:])[0]
+
+    def _shared_tokens(self, ids_BT: torch.Tensor, chosen_BT: torch.Tensor) -> int:
+        """How many tokens all rows begin with, before the first that is chosen in any."""
+        drawn = self.causal_lm.training and self.draws_dropout
+        if not self.shares_prefixes or drawn or len(ids_BT) == 1:
+            return 0
+        before = int(chosen_BT.any(0).int().argmax())
+        return int((ids_BT == ids_BT[:1]).all(0)[:before].cumprod(0).sum())
 
     def logits(self, states_N: torch.Tensor) -> torch.Tensor:
         """Logits (N, V) in float32."""
@@ -64,6 +98,13 @@ class LogitReader:
 
     def _chunk(self, states_N: torch.Tensor, tokens_N: torch.Tensor) -> torch.Tensor:
         return -cross_entropy(self.logits(states_N), tokens_N, reduction="none")
+
+    @torch.no_grad()
+    def _caches_keys_and_values_alone(self) -> bool:
+        """Can rows go on from one cache, as they cannot from the state of a recurrence or of a sliding window?"""
+        ids_BT = torch.zeros((1, 1), dtype=torch.long, device=self.causal_lm.device)
+        cache = self.body(input_ids=ids_BT, use_cache=True).get("past_key_values")
+        return isinstance(cache, DynamicCache) and all(type(layer) is DynamicLayer for layer in cache.layers)
 
     @torch.no_grad()
     def _head_is_all(self) -> bool:

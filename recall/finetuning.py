@@ -123,12 +123,12 @@ class _AnswerTrainer(Trainer):
         The batches of a step bear its penalty by their share in these tokens, so that the step has it once.
         """
         ids_BT, labels_BT = inputs["input_ids"], inputs["labels"]
-        # The state before a token predicts it; the row ends are padded on the right, so causal attention needs no mask.
+        # The state before a token predicts it.
         chosen_BT = torch.zeros_like(labels_BT, dtype=torch.bool)
         chosen_BT[:, :-1] = labels_BT[:, 1:] != IGNORED
         low = model.dtype == torch.bfloat16
         with torch.autocast(ids_BT.device.type, dtype=torch.bfloat16, enabled=low):
-            states_N, _ = self.reader.states({"input_ids": ids_BT, "use_cache": False}, chosen_BT)
+            states_N = self.reader.row_states(ids_BT, chosen_BT)
             log_probs_N = self.reader.log_probs(states_N, labels_BT[:, 1:][chosen_BT[:, :-1]])
         loss: torch.Tensor = -log_probs_N.sum() / num_items_in_batch
         if self.penalty is not None:

@@ -6,6 +6,7 @@ Shapes: B batch, P prompt tokens, S following tokens.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -37,14 +38,18 @@ class PrefixReader:
         self.model = model
 
     def prompts(self, prompts: list[list[int]]) -> tuple[torch.Tensor, Prefix]:
-        """States (B, ...) of each prompt's last token, and the prefix to continue from."""
-        longest = max(map(len, prompts))
-        ids_BP = self._tensor([[self.pad] * (longest - len(ids)) + ids for ids in prompts])
-        mask_BP = self._tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts])
-        last_BP = torch.zeros_like(mask_BP, dtype=torch.bool)
-        last_BP[:, -1] = True
-        prefix = Prefix(DynamicCache(config=self.model.config), mask_BP[:, :0])
-        return self.follow(prefix, ids_BP, mask_BP, last_BP)
+        """States (B, ...) of each prompt's last token, and the prefix to continue from.
+
+        What all prompts begin with is read once; the padding stands between that and the rest.
+        """
+        prefix = self._common(prompts)
+        rests = [ids[prefix.mask.shape[1] :] for ids in prompts]
+        longest = max(map(len, rests))
+        ids_BS = self._tensor([[self.pad] * (longest - len(ids)) + ids for ids in rests])
+        mask_BS = self._tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in rests])
+        last_BS = torch.zeros_like(mask_BS, dtype=torch.bool)
+        last_BS[:, -1] = True
+        return self.follow(prefix, ids_BS, mask_BS, last_BS)
 
     def follow(
         self, prefix: Prefix, ids_BS: torch.Tensor, mask_BS: torch.Tensor, chosen_BS: torch.Tensor
@@ -62,5 +67,17 @@ class PrefixReader:
         states_N, cache = self.reader.states(inputs, chosen_BS)
         return states_N, Prefix(cache, mask_BP)
 
+    def _common(self, prompts: list[list[int]]) -> Prefix:
+        """What all prompts begin with, short of their last tokens, read once and repeated for each."""
+        columns = zip(*(ids[:-1] for ids in prompts), strict=False)
+        ids = [tokens[0] for tokens in takewhile(lambda tokens: len(set(tokens)) == 1, columns)]
+        empty = Prefix(DynamicCache(config=self.model.config), self._tensor([[]] * len(prompts)))
+        if not ids or len(prompts) == 1 or not self.reader.shares_prefixes:
+            return empty
+        ids_1P = self._tensor([ids])
+        mask_1P = torch.ones_like(ids_1P)
+        _, prefix = self.follow(Prefix(empty.cache, empty.mask[:1]), ids_1P, mask_1P, torch.zeros_like(mask_1P).bool())
+        return prefix.rows(torch.zeros(len(prompts), dtype=torch.long, device=self.model.device))
+
     def _tensor(self, rows: list[list[int]]) -> torch.Tensor:
-        return torch.tensor(rows, device=self.model.device)
+        return torch.tensor(rows, dtype=torch.long, device=self.model.device)
