@@ -71,6 +71,29 @@ def training(folder: Path) -> None:
         print(f"training    {attention:5} {head:14} {lora:19} {speed:7.0f} tokens / CPU s")
 
 
+def shared_prefixes(folder: Path) -> None:
+    """The same pass, ours, where the rows' first 0, 8 or 12 tokens are a template's."""
+    model = get_peft_model(loaded(folder, "eager"), LoraConfig(r=16, target_modules="all-linear")).train()
+    reader = LogitReader(model)
+    low = model.dtype == torch.bfloat16
+    for shared in (0, 8, 12):
+        torch.manual_seed(0)
+        ids_BT = torch.randint(0, 10_000, (ROWS, TOKENS))
+        ids_BT[:, :shared] = ids_BT[0, :shared]
+        chosen_BT = torch.zeros_like(ids_BT, dtype=torch.bool)
+        chosen_BT[:, -ANSWER - 1 : -1] = True
+
+        def step() -> None:
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=low):
+                states_N = reader.row_states(ids_BT, chosen_BT)  # noqa: B023
+                loss = -reader.log_probs(states_N, ids_BT[:, -ANSWER:].reshape(-1)).mean()  # noqa: B023
+            loss.backward()
+
+        with disable_input_dtype_casting(model):
+            speed = ROWS * TOKENS / cpu_seconds(step)
+        print(f"training    {shared:2} of {TOKENS} tokens shared by all rows {speed:7.0f} tokens / CPU s")
+
+
 def scoring(folder: Path) -> None:
     """100 rows of about 35 tokens: 2 labels by likelihood, and 8 new tokens by greedy decoding."""
     words = "the plot of this film was not very good but I liked it all the same".split()  # noqa: SIM905
@@ -103,4 +126,5 @@ def scoring(folder: Path) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(int(sys.argv[2]) if len(sys.argv) > 2 else 1)
     training(Path(sys.argv[1]))
+    shared_prefixes(Path(sys.argv[1]))
     scoring(Path(sys.argv[1]))
