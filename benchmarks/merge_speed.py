@@ -1,11 +1,12 @@
 """`recall merge` against mergekit's command and against a copy without arithmetic: time, CPU time, peak memory.
 
     pip install --constraint constraints.txt --editable '.[bench]'
-    python benchmarks/merge_speed.py [--work /dev/shm] [--runs 5] [--small]
+    python benchmarks/merge_speed.py [--work /dev/shm] [--runs 5] [--small] [--device cuda]
 
 Random models are made on the spot, 9 GB at most at a time. Whole processes run in turns, start-up included; shown are
 medians of the seconds and the largest peak of memory. A disk's write-back swings, so the models belong on a tmpfs, and
-are put there where there is one. Before a time counts, its output was compared with the float32 sum bit for bit.
+are put there where there is one. With --device the merge is run there too, beside a process that only starts torch and
+copies as many bytes there and back. Before a time counts, its output was compared with the float32 sum bit for bit.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from processes import Usage, measure
 
 HERE = Path(__file__).parent
 RECALL = [sys.executable, "-m", "flows.cli", "merge"]
+DEVICE_COPY, DEVICE_MERGE = "copies to the device and back", "recall merge, on the device"
 UNUSED = ("transformers", "peft", "scipy", "sklearn", "datasets", "prefect", "mlflow")
 
 Command = Callable[[Path], list[str | Path]]
@@ -56,7 +58,9 @@ class Group:
         print(file=sys.stderr)
 
 
-def full_models(work: Path, shape: str, count: int, *, everything: bool, mergekit: str | None) -> Group:
+def full_models(
+    work: Path, shape: str, count: int, *, everything: bool, mergekit: str | None, device: str | None = None
+) -> Group:
     """`count` full models with weights by layer; `everything`: with mergekit, with hashes, and on one thread."""
     models = [work / f"model{number}" for number in range(count)]
     for number, model in enumerate(models):
@@ -67,6 +71,11 @@ def full_models(work: Path, shape: str, count: int, *, everything: bool, mergeki
         "copy": lambda out: [sys.executable, HERE / "plain_copy.py", out, *models],
         "recall merge": lambda out: [*ours(out), "--no-hashes"],
     }
+    if device:
+        commands |= {
+            DEVICE_COPY: lambda _: [sys.executable, HERE / "device_copy.py", device, *models],
+            DEVICE_MERGE: lambda out: [*ours(out), "--no-hashes", "--device", device],
+        }
     if everything:
         commands |= {
             "recall merge, with SHA-256 of inputs": ours,
@@ -203,6 +212,12 @@ def _ratio(usage: Usage, other: Usage | None, fields: tuple[str, ...]) -> str:
     return ", ".join(f"{getattr(usage, field) / getattr(other, field):.2f}" for field in fields)
 
 
+def of_the_slower(group: Group) -> float:
+    """The merge's speed on a device, over the slower of reading and writing the files and copying there and back."""
+    wall = {label: _summary(usages).wall for label, usages in group.usages.items()}
+    return max(wall["copy"], wall[DEVICE_COPY]) / wall[DEVICE_MERGE]
+
+
 def machine() -> str:
     """Processor, cores, memory and versions."""
     described = Path("/proc/cpuinfo").read_text().split("model name", 1)
@@ -227,6 +242,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=shm if shm.is_dir() else None, help="where the models are made")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--small", action="store_true", help="tiny models, to try the benchmark itself")
+    parser.add_argument("--device", help="where weighted sums are computed in some rows more: cuda, cuda:1, ...")
     parser.add_argument("--only", choices=["full", "count", "adapters", "start"], nargs="*", help="some groups alone")
     beside = shutil.which(
         "mergekit-yaml", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
@@ -238,7 +254,10 @@ def main() -> None:
     large, middle = ("small", "small") if given.small else ("1.1B", "0.2B")
     makers: list[tuple[str, Callable[[Path], Group]]] = [
         ("start", lambda work: start_up(work, given.mergekit)),
-        ("full", lambda work: full_models(work, large, 3, everything=True, mergekit=given.mergekit)),
+        (
+            "full",
+            lambda work: full_models(work, large, 3, everything=True, mergekit=given.mergekit, device=given.device),
+        ),
         *(
             ("count", lambda work, count=count: full_models(work, middle, count, everything=False, mergekit=None))
             for count in (2, 4, 8, 16)
@@ -254,6 +273,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="merge_speed-", dir=given.work) as work:
         unused = imported_for_nothing(Path(work))
     print(f"{machine()}; medians of {given.runs} runs\n\n{table(groups)}\n")
+    for group in groups:
+        if DEVICE_MERGE in group.usages:
+            print(
+                f"On {given.device}: {of_the_slower(group):.2f} of the speed of the slower of copy and {DEVICE_COPY}."
+            )
     print(f"Imported for nothing: {', '.join(unused) or 'none'} of {', '.join(UNUSED)}.")
 
 

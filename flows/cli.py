@@ -16,8 +16,9 @@ from rich.console import Console
 from flows.environment import set_defaults
 from flows.merge_command import merge, moments
 from flows.one_sentence import Debug, Json, errors_in_one_sentence
+from recall.load_settings import load_settings
 from recall.results import StreamResult
-from recall.settings import Settings, load_settings
+from recall.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 

@@ -23,8 +23,8 @@ from flows.stream_state import (
     update_result,
     version_tags,
 )
+from recall.load_settings import load_settings
 from recall.progress import console
-from recall.settings import load_settings
 from tasks import registry
 from tasks.cluster import cluster
 from tasks.evaluate import evaluate

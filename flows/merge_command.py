@@ -51,6 +51,7 @@ def merge(
     as_adapter: Annotated[bool, typer.Option("--as-adapter", help="write one LoRA adapter, not full weights")] = False,
     rank: Annotated[int | None, typer.Option(help="cut the adapter to this rank; the error is stated")] = None,
     threads: Annotated[int | None, typer.Option(help="default: the free cores")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda (cuda:1, ...), for methods that are weighted sums")] = "cpu",
     max_memory: Annotated[str | None, typer.Option(help="for the merge itself, e.g. 500MB")] = None,
     no_hashes: Annotated[
         bool, typer.Option("--no-hashes", help="leave the inputs' SHA-256 out of recall.json")
@@ -97,6 +98,7 @@ def merge(
             as_adapter=as_adapter,
             rank=rank,
             threads=threads,
+            device=device,
             max_memory=max_memory,
             hash_inputs=not no_hashes,
             check=not no_check,

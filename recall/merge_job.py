@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,6 +22,9 @@ from recall.merge_weights import GivenWeights, Weighing, read_weights, weigh_mod
 from recall.model_card import model_card
 from recall.model_sources import check_alike, find_models, warnings_of
 from recall.tensor_files import weight_files
+
+if TYPE_CHECKING:
+    import torch
 
 
 def merge_models(request: MergeRequest) -> MergeRecord:
@@ -65,19 +69,30 @@ def find_members(request: MergeRequest) -> list[Checkpoint]:
     """The models of a request, compared by their configs and tokenizers.
 
     Raises:
-        BadInput: options exclude each other, a model cannot be found, or the models are of different kinds.
+        BadInput: options exclude each other, the device is not there, a model cannot be found, or the models are of
+            different kinds.
     """
     request.check_consistent()
+    _device(request)
     members = find_models(request.models)
     check_alike(members)
     return members
+
+
+def _device(request: MergeRequest) -> torch.device | None:
+    if request.device == "cpu":
+        return None
+    from recall.devices import find_device
+
+    return find_device(request.device)
 
 
 def check_members(request: MergeRequest, members: Sequence[Checkpoint]) -> None:
     """Check all that headers can tell, before anything slow starts.
 
     Raises:
-        BadInput: a file is damaged, the tensors differ, an adapter does not fit, or moments are missing.
+        BadInput: a file is damaged, the tensors differ, an adapter does not fit, moments are missing, or the memory
+            that the merge may take is not enough.
         Failed: there is no room for the output.
     """
     # Imported here, as below: it takes torch, and the files' digests are computed meanwhile.
@@ -91,12 +106,12 @@ def check_members(request: MergeRequest, members: Sequence[Checkpoint]) -> None:
 
         for path in moment_files(members):
             read_moments(path)
-    if request.max_memory:
-        from recall.chunks import fit_memory
+    if request.max_memory or request.device != "cpu":
+        from recall.chunks import fit_lanes
         from recall.methods import held_memory, moment_files
 
-        chunk_tensors, held = held_memory(request.method, len(members), moment_files(members)[0], request.threads)
-        fit_memory(pool, request.threads or len(os.sched_getaffinity(0)), request.max_memory - held, chunk_tensors)
+        held = held_memory(request.method, len(members), moment_files(members)[0], request.threads)
+        fit_lanes(pool, request.threads, request.max_memory, held, _device(request))
     if not request.as_adapter:
         _check_room(request.out, sum(spec.nbytes for spec in pool.specs.values()))
 
@@ -216,6 +231,7 @@ def _write(
         row_of=tensor_layers.__getitem__,
         threads=request.threads,
         max_memory=request.max_memory,
+        device=_device(request),
     )
     return None
 

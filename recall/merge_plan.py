@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-
 from rich.table import Table
 
-from recall.chunks import CHUNK, fit_memory, memory_needed
+from recall.chunks import device_memory_needed, fit_lanes, memory_needed
+from recall.devices import find_device
 from recall.merge_job import check_members, find_members
 from recall.merge_request import MergeRequest
 from recall.methods import held_memory, moment_files
@@ -25,13 +24,18 @@ class LayerPlan(Frozen):
 
 
 class MergePlan(Frozen):
-    """`memory` is what the merge itself needs, in bytes; representations take the largest model in float32 besides."""
+    """`memory` is what the merge itself needs, in bytes, `device_memory` what it needs on a GPU that is not the host's.
+
+    Representations take the largest model in float32 besides.
+    """
 
     models: list[str]
     layers: list[LayerPlan]
     parameters: int
     bytes: int
     memory: int
+    device: str
+    device_memory: int
     representations_memory: int
     threads: int
     chunk: int
@@ -53,20 +57,20 @@ def merge_plan(request: MergeRequest) -> MergePlan:
             specs = [spec for tensor, spec in pool.specs.items() if layers.of(tensor) == number]
             sizes = sum(spec.size for spec in specs), sum(spec.nbytes for spec in specs)
             plans.append(LayerPlan(name=name, tensors=len(specs), parameters=sizes[0], bytes=sizes[1]))
-        threads, chunk = request.threads or len(os.sched_getaffinity(0)), CHUNK
-        chunk_tensors, held = held_memory(request.method, len(members), moment_files(members)[0])
-        if request.max_memory:
-            chunk, threads = fit_memory(pool, threads, request.max_memory - held, chunk_tensors)
+        held = held_memory(request.method, len(members), moment_files(members)[0], request.threads)
+        lanes = fit_lanes(pool, request.threads, request.max_memory, held, find_device(request.device))
         parameters = sum(plan.parameters for plan in plans)
         return MergePlan(
             models=request.models,
             layers=plans,
             parameters=parameters,
             bytes=sum(plan.bytes for plan in plans),
-            memory=memory_needed(pool, threads, chunk, chunk_tensors) + held,
+            memory=memory_needed(pool, lanes, held),
+            device=request.device,
+            device_memory=device_memory_needed(pool, lanes),
             representations_memory=parameters * 4 if request.samples or request.generate else 0,
-            threads=threads,
-            chunk=chunk,
+            threads=lanes.threads,
+            chunk=lanes.chunk,
         )
     finally:
         pool.close()
@@ -78,6 +82,7 @@ def plan_table(plan: MergePlan) -> Table:
         title=f"{len(plan.models)} models of {plan.parameters:,} parameters",
         caption=f"{plan.bytes / 1e9:.2f} GB to write; the merge needs {plan.memory / 1e6:.0f} MB "
         f"({plan.threads} threads, {plan.chunk:,} elements a chunk)"
+        + (f", and {plan.device_memory / 1e6:.0f} MB on {plan.device}" if plan.device_memory else "")
         + (
             f", representations {plan.representations_memory / 1e9:.2f} GB besides, one model in float32 at a time"
             if plan.representations_memory

@@ -38,6 +38,7 @@ class MergeRequest(Frozen):
     as_adapter: bool = False
     rank: int | None = Field(default=None, ge=1)
     threads: int | None = Field(default=None, ge=1, le=64)
+    device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="where weighted sums are computed")
     max_memory: ByteSize | None = None
     hash_inputs: bool = True
     check: bool = True
@@ -64,6 +65,9 @@ class MergeRequest(Frozen):
             raise BadInput("--rank is the rank of a merged adapter; give --as-adapter too, or leave it out")
         if self.as_adapter and self.method not in WEIGHTED:
             raise BadInput(f"--method {self.method} yields no low-rank difference; leave out --as-adapter")
+        if self.device != "cpu" and (self.as_adapter or self.method not in WEIGHTED):
+            what = "--as-adapter" if self.as_adapter else f"--method {self.method}"
+            raise BadInput(f"{what} is computed on the CPU alone; leave out --device {self.device}")
         if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
             raise BadInput(f"{self.out} is there already; remove it, or choose another --out")
 

@@ -31,6 +31,10 @@ READ_BY = {
 }
 
 
+# The file in a model's folder that regmean reads.
+MOMENTS_FILE = "moments.safetensors"
+
+
 class MergingSettings(Frozen):
     """What the merge methods beside RECALL read; a method reads only those that it names."""
 

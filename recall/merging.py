@@ -9,7 +9,6 @@ Shape suffixes: R rows of the weight matrix (a layer each, or finer), K models (
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,25 +20,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recall.buffers import Buffers
 from recall.checkpoints import Checkpoint, copy_side_files
-from recall.chunks import CACHED_TENSORS, CHUNK, Slice, fit_memory, slices
-from recall.errors import BadInput
+from recall.chunks import CACHED_TENSORS, NOTHING, Held, Lanes, Slice, fit_lanes, slices, widest_item
+from recall.errors import BadInput, Failed
 from recall.lora import LoraAdapter
 from recall.pool import Pool
 from recall.progress import track
 from recall.recent import Recent
-from recall.tensor_files import FLOATS, ITEM_BYTES, CheckpointWriter, TensorFolder
+from recall.tensor_files import FLOATS, CheckpointWriter, TensorFolder
 from recall.torch_types import TORCH_TYPES
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Lanes:
-    """How a merge runs: so many threads at once, each on chunks of at most so many elements."""
-
-    threads: int
-    chunk: int
 
 
 def merge(
@@ -50,6 +42,7 @@ def merge(
     *,
     threads: int | None = None,
     max_memory: int | None = None,
+    device: torch.device | None = None,
 ) -> None:
     """Write the weighted sum of `members` to `out` as a Hugging Face folder (DESIGN 2, step 6).
 
@@ -60,11 +53,13 @@ def merge(
         members: K full checkpoints or LoRA adapters, the newest last.
         weights_RK: `(R, K)`, every row sums to 1.
         row_of: the row that a tensor takes, by the tensor's name.
-        threads: see `merge_by`, as for `max_memory` and the errors.
+        threads: see `merge_by`, as for `max_memory`, `device` and the errors.
     """
-    merge_by(
-        members, lambda pool, _: WeightedSum(pool, weights_RK, row_of), out, threads=threads, max_memory=max_memory
-    )
+
+    def method(pool: Pool, lanes: Lanes) -> Combine:
+        return WeightedSum(pool, weights_RK, row_of, lanes.device)
+
+    merge_by(members, method, out, threads=threads, max_memory=max_memory, device=device)
 
 
 def merge_by(
@@ -74,8 +69,8 @@ def merge_by(
     *,
     threads: int | None = None,
     max_memory: int | None = None,
-    chunk_tensors: int = 0,
-    held: int = 0,
+    held: Held = NOTHING,
+    device: torch.device | None = None,
 ) -> None:
     """Write what `method` makes of `members` to `out` as a Hugging Face folder, in the first one's types and shards.
 
@@ -85,24 +80,23 @@ def merge_by(
         method: makes the function that computes a chunk of the output, once the models are open.
         threads: by default the free cores.
         max_memory: bytes that the process may hold at most; chunks get smaller and threads fewer to keep to it.
-        chunk_tensors: how many float32 tensors of a chunk's size the method holds besides its `Buffers`.
-        held: bytes that the method holds whatever the size of a chunk.
+        held: what the method holds besides its `Buffers`.
+        device: where chunks are computed, by a method that can; None is the CPU, straight from where they are read.
 
     Raises:
         BadInput: the models differ in structure, a tensor holds NaN or Inf, or `max_memory` is not enough.
-        Failed: `out` cannot be written.
+        Failed: `out` cannot be written, or `device` ran out of memory.
     """
     pool = Pool(members)
-    threads = threads or len(os.sched_getaffinity(0))
-    chunk = CHUNK
-    if max_memory:
-        chunk, threads = fit_memory(pool, threads, max_memory - held, chunk_tensors)
-    out.mkdir(parents=True, exist_ok=True)
     try:
-        combine = method(pool, Lanes(threads, chunk))
+        lanes = fit_lanes(pool, threads, max_memory, held, device)
+        out.mkdir(parents=True, exist_ok=True)
+        combine = method(pool, lanes)
         with CheckpointWriter(out, pool.specs) as writer:
-            walk(pool, combine, writer, threads, chunk)
+            walk(pool, combine, writer, lanes)
         copy_side_files(pool.first.folder, out)
+    except torch.OutOfMemoryError as error:
+        raise Failed(f"{device} has no memory left for the merge; free some, or give fewer --threads") from error
     finally:
         pool.close()
 
@@ -110,8 +104,15 @@ def merge_by(
 class WeightedSum:
     """One chunk of sum_k w_k theta_k; see `merge`. Called from several threads, each with its `Buffers`."""
 
-    def __init__(self, pool: Pool, weights_RK: np.ndarray, row_of: Callable[[str], int]) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        weights_RK: np.ndarray,
+        row_of: Callable[[str], int],
+        device: torch.device | None = None,
+    ) -> None:
         self.pool = pool
+        self.device = device
         self.shares_R = [_shares(pool, weights_K) for weights_K in weights_RK.tolist()]
         self.row_of = row_of
         # sum_k w_k (alpha/r) B_k A_k as one product of two factors, the ranks side by side.
@@ -127,6 +128,8 @@ class WeightedSum:
             columns = right_RI.shape[1]
             rows = slice(part.start // columns, part.stop // columns)
             total_n.view(-1, columns).addmm_(left_OR[rows].to(total_n.dtype), right_RI.to(total_n.dtype))
+            # A device may still be at it when the factors, of another thread's making, are let go.
+            buffers.wait()
         return total_n
 
     def _low_rank(self, name: str) -> tuple[Tensor, Tensor] | None:
@@ -135,7 +138,9 @@ class WeightedSum:
         if not factors:
             return None
         left_OR = torch.cat([left_Or * weight for weight, (left_Or, _) in factors], dim=1)
-        return left_OR, torch.cat([right_rI for _, (_, right_rI) in factors])
+        right_RI = torch.cat([right_rI for _, (_, right_rI) in factors])
+        # These copies are over when they return, so that every thread may use them.
+        return (left_OR.to(self.device), right_RI.to(self.device)) if self.device else (left_OR, right_RI)
 
 
 @dataclass(frozen=True)
@@ -168,59 +173,28 @@ def _sum_of_bases(part: Slice, bases: list[tuple[float, TensorFolder]], buffers:
     agree_n = torch.ones_like(kept_n, dtype=torch.bool) if exact else None
     for weight, folder in bases[1:]:
         model_n = buffers.read(folder, part)
+        # Rounded once a model (fused), on a CPU with FMA as on a GPU.
         total_n.addcmul_(model_n, torch.tensor(weight, dtype=total_n.dtype))
         if agree_n is not None:
             agree_n &= model_n == kept_n
     return total_n if agree_n is None else torch.where(agree_n, kept_n, total_n)
 
 
-class Buffers:
-    """One thread's memory for chunks of `size` elements: bytes, an input as floats, the sum, the sum rounded."""
-
-    def __init__(self, size: int) -> None:
-        # Room for 64-bit elements; what is never touched takes no memory.
-        self._raw = memoryview(np.empty(size * 8, np.uint8).data)
-        self._float = torch.empty(size)
-        self._total = torch.empty(size * 2)
-        self._rounded = torch.empty(size * 8, dtype=torch.uint8)
-
-    def read(self, folder: TensorFolder, part: Slice) -> Tensor:
-        """A slice of a tensor as float32 (float64 if it is stored so); valid until the next call."""
-        dtype = folder.specs[part.name].dtype
-        count = part.stop - part.start
-        raw = self._raw[: count * ITEM_BYTES[dtype]]
-        folder.read_into(part.name, part.start, raw)
-        stored_n = torch.frombuffer(raw, dtype=TORCH_TYPES[dtype])
-        if dtype in ("F64", "F32"):
-            return stored_n
-        return self._float[:count].copy_(stored_n)
-
-    def total(self, like_n: Tensor) -> Tensor:
-        """The accumulator, in the type and size of `like_n`."""
-        return self._total.view(like_n.dtype)[: len(like_n)]
-
-    def rounded(self, total_n: Tensor, dtype: str) -> memoryview:
-        """The bytes of `total_n` rounded to `dtype`."""
-        size = len(total_n) * ITEM_BYTES[dtype]
-        out_n = self._rounded[:size].view(TORCH_TYPES[dtype])
-        out_n.copy_(total_n)
-        return memoryview(self._rounded[:size].numpy().data)
-
-
 Combine = Callable[[Slice, Buffers], Tensor]
 Method = Callable[[Pool, Lanes], Combine]
 
 
-def walk(pool: Pool, combine: Combine, writer: CheckpointWriter, threads: int, chunk: int) -> None:
+def walk(pool: Pool, combine: Combine, writer: CheckpointWriter, lanes: Lanes) -> None:
     """Compute every chunk of the output and write it; each thread reads, computes and writes by itself."""
     floats = {name: spec for name, spec in pool.specs.items() if spec.dtype in FLOATS}
     for name in pool.specs.keys() - floats.keys():
         writer.write(name, 0, memoryview(pool.same_in_all(name)))
-    parts = [part for name, spec in floats.items() for part in slices(name, spec, chunk)]
+    parts = [part for name, spec in floats.items() for part in slices(name, spec, lanes.chunk)]
     largest = max((part.stop - part.start for part in parts), default=0)
 
     def start() -> Callable[[Slice], None]:
-        buffers = Buffers(largest)
+        # Pinned room is taken whole. Elsewhere room for less was slower: 0.2 of 2.4 CPU seconds, in the system.
+        buffers = Buffers(largest, widest_item(pool) if lanes.device else 8, lanes.device)
 
         def work(part: Slice) -> None:
             total_n = combine(part, buffers)
@@ -230,7 +204,7 @@ def walk(pool: Pool, combine: Combine, writer: CheckpointWriter, threads: int, c
 
         return work
 
-    in_threads(parts, start, threads, "merge")
+    in_threads(parts, start, lanes.threads, "merge")
 
 
 def in_threads(items: Sequence[T], start: Callable[[], Callable[[T], None]], threads: int, what: str) -> None:

@@ -7,9 +7,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from recall.checkpoints import Checkpoint
-from recall.merge_settings import WEIGHTED, MergingSettings, MethodName
+from recall.chunks import Held
+from recall.merge_settings import MOMENTS_FILE, WEIGHTED, MergingSettings, MethodName
 from recall.merging import Method, merge, merge_by
 
 
@@ -24,6 +26,7 @@ def merge_with(
     moments: Sequence[Sequence[Path]] = (),
     threads: int | None = None,
     max_memory: int | None = None,
+    device: torch.device | None = None,
 ) -> None:
     """Merge `members` (the first is what task vectors start from, the last the newest) by a method into `out`.
 
@@ -31,39 +34,40 @@ def merge_with(
         weights_RK: for the methods in `WEIGHTED`, with `row_of`; see `recall.merging.merge`.
         moments: for regmean, the files of each member: one for an expert, all of theirs for a merged model; by default
             the one that lies in the member's folder.
+        device: for the methods in `WEIGHTED`; the others run on the CPU alone.
 
     Raises:
         BadInput: as `recall.merging.merge_by`, and where the method cannot take these models.
     """
     if name in WEIGHTED:
         assert weights_RK is not None and row_of is not None
-        merge(members, weights_RK, row_of, out, threads=threads, max_memory=max_memory)
+        merge(members, weights_RK, row_of, out, threads=threads, max_memory=max_memory, device=device)
         return
+    assert device is None, f"{name} runs on the CPU alone"
     files = moments or [[path] for path in moment_files(members)]
     method = _chunked(name, files, settings)
-    chunk_tensors, held = held_memory(name, len(members), files[0][0], threads)
-    merge_by(members, method, out, threads=threads, max_memory=max_memory, chunk_tensors=chunk_tensors, held=held)
+    held = held_memory(name, len(members), files[0][0], threads)
+    merge_by(members, method, out, threads=threads, max_memory=max_memory, held=held)
 
 
-def held_memory(name: MethodName, models: int, moments: Path, threads: int | None = None) -> tuple[int, int]:
-    """How many float32 tensors of a chunk's size a method holds a thread, and how many bytes it holds besides."""
+def held_memory(name: MethodName, models: int, moments: Path, threads: int | None = None) -> Held:
+    """What a method holds while it merges so many models."""
     if name in WEIGHTED:
-        return 0, 0
+        return Held()
     if name == "regmean":
         from recall.regmean import held_bytes
 
-        return models + 4, held_bytes(models, moments)
+        return Held(models + 4, held_bytes(models, moments))
     from recall.task_vectors import COUNTS_BYTES
 
     trims = name in ("ties", "pruned_average")
-    return 4 * models, COUNTS_BYTES * models * (threads or len(os.sched_getaffinity(0))) if trims else 0
+    counts = COUNTS_BYTES * models * (threads or len(os.sched_getaffinity(0)))
+    return Held(4 * models, counts if trims else 0)
 
 
 def moment_files(members: Sequence[Checkpoint]) -> list[Path]:
     """Where each model keeps the second moments that regmean needs."""
-    from recall.moments import FILE
-
-    return [member.folder / FILE for member in members]
+    return [member.folder / MOMENTS_FILE for member in members]
 
 
 def _chunked(name: MethodName, moments: Sequence[Sequence[Path]], settings: MergingSettings) -> Method:

@@ -23,8 +23,6 @@ from transformers.pytorch_utils import Conv1D
 from recall.errors import BadInput, one_line
 from recall.progress import track
 
-FILE = "moments.safetensors"
-
 
 @dataclass(frozen=True)
 class Moments:

@@ -8,8 +8,9 @@ import torch
 
 from recall.errors import Failed
 from recall.loaded_models import loaded
+from recall.merge_settings import MOMENTS_FILE
 from recall.model_sources import find_models
-from recall.moments import FILE, second_moments
+from recall.moments import second_moments
 from recall.prompts import read_samples
 
 
@@ -22,7 +23,7 @@ def keep_moments(model: str, samples: Path, out: Path | None, *, batch_size: int
     """
     (checkpoint,) = find_models([model])
     prompts = [sample.read for sample in read_samples(samples)]
-    path = out or checkpoint.folder / FILE
+    path = out or checkpoint.folder / MOMENTS_FILE
     with loaded(checkpoint, torch.float32) as (network, tokenizer):
         found = second_moments(network, tokenizer, prompts, batch_size=batch_size, max_tokens=max_tokens)
     partial = path.with_name(f".{path.name}.partial")

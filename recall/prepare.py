@@ -18,7 +18,8 @@ from recall import pypi
 from recall.embedded_tasks import EMBEDDED
 from recall.errors import BadInput, Failed
 from recall.learning_tasks import SPLITS, Row, Split, TaskSpec, check_learning_task
-from recall.settings import Settings, load_settings
+from recall.load_settings import load_settings
+from recall.settings import Settings
 from recall.sources import PypiSource, load_rows, parse_source
 
 TAKEN_IN = "taken_in.txt"

@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from recall.chunks import Slice
+from recall.buffers import Buffers
+from recall.chunks import Lanes, Slice
 from recall.errors import BadInput
-from recall.merging import Buffers, Combine, Lanes, Method
+from recall.merging import Combine, Method
 from recall.moments import Moments, read_moments
 from recall.pool import Pool
 from recall.recent import Recent

@@ -8,9 +8,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from recall.chunks import Slice, slices
+from recall.buffers import Buffers
+from recall.chunks import Lanes, Slice, slices
 from recall.errors import BadInput
-from recall.merging import Buffers, Combine, Lanes, Method, in_threads
+from recall.merging import Combine, Method, in_threads
 from recall.pool import Pool
 from recall.task_vectors import member_chunk
 from recall.tensor_files import FLOATS

@@ -20,7 +20,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from recall.embedded_tasks import EMBEDDED
-from recall.errors import BadInput, Failed
+from recall.errors import BadInput, Failed, one_line
 from recall.learning_tasks import SPLITS, Row, Split, TaskSpec, answers, json_lines
 from recall.pypi import downloaded
 from recall.splits import SHARES, shuffled, split_of
@@ -163,9 +163,9 @@ def _hub_rows(source: HubSource, spec: TaskSpec) -> Rows:
                 source.hub, source.subset, revision=source.revision, split=source.splits[split]
             )
         except (ValueError, FileNotFoundError) as error:
-            raise BadInput(f"data set {source.hub}, split {source.splits[split]}: {_one_line(error)}") from error
+            raise BadInput(f"data set {source.hub}, split {source.splits[split]}: {one_line(error)}") from error
         except (ConnectionError, OSError) as error:
-            raise Failed(f"data set {source.hub} could not be fetched: {_one_line(error)}") from error
+            raise Failed(f"data set {source.hub} could not be fetched: {one_line(error)}") from error
         rows[split] = [
             _to_row(record, source, spec, f"{split}-{number}", f"{source.hub} {source.splits[split]}, record {number}")
             for number, record in enumerate(records, start=1)
@@ -207,7 +207,7 @@ def _records(file: Path) -> Iterator[dict[str, Any]]:
         else:
             raise BadInput(f"{file} is no .jsonl, .csv or .parquet file; convert it to one")
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise BadInput(f"{file} cannot be read ({_one_line(error)}); check learning_tasks.*.source.path") from error
+        raise BadInput(f"{file} cannot be read ({one_line(error)}); check learning_tasks.*.source.path") from error
 
 
 def _parquet_records(file: Path) -> list[dict[str, Any]]:
@@ -217,7 +217,7 @@ def _parquet_records(file: Path) -> list[dict[str, Any]]:
     try:
         records: list[dict[str, Any]] = pyarrow.parquet.read_table(file).to_pylist()
     except pyarrow.ArrowException as error:
-        raise BadInput(f"{file} is not a Parquet file ({_one_line(error)})") from error
+        raise BadInput(f"{file} is not a Parquet file ({one_line(error)})") from error
     return records
 
 
@@ -269,7 +269,3 @@ def _references(record: Mapping[str, Any], source: HubSource | PathSource) -> li
         found = found[part]
     right = list(dict.fromkeys(str(answer) for answer in found))
     return right or ([source.no_answer] if source.no_answer is not None else [])
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recall.chunks import Slice, slices
-from recall.merging import Buffers, Combine, Lanes, Method, in_threads
+from recall.buffers import Buffers
+from recall.chunks import Lanes, Slice, slices
+from recall.merging import Combine, Method, in_threads
 from recall.pool import Pool
 from recall.tensor_files import FLOATS
 

@@ -139,12 +139,12 @@ class CheckpointWriter:
         Failed: the disk is full or cannot be written.
     """
 
-    def __init__(self, folder: Path, specs: dict[str, TensorSpec]) -> None:
+    def __init__(self, folder: Path, specs: dict[str, TensorSpec], shard_bytes: int | None = None) -> None:
         self.folder = folder
         self._places: dict[str, tuple[int, int]] = {}
         self._item_bytes = {name: ITEM_BYTES[spec.dtype] for name, spec in specs.items()}
         self._open = ExitStack()
-        shards = _plan_shards(specs, SHARD_BYTES)
+        shards = _plan_shards(specs, shard_bytes or SHARD_BYTES)
         self._names = shard_names(len(shards))
         self._index = {name: file for file, shard in zip(self._names, shards, strict=True) for name in shard}
         self._total = sum(spec.nbytes for spec in specs.values())

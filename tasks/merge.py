@@ -35,10 +35,10 @@ def combine(
     moments: list[list[MomentsRef]] | None = None,
 ) -> dict[str, Any]:
     """Merge by a baseline that is no weighted sum; `options` are the settings that it reads, and no others."""
+    from recall.merge_settings import MOMENTS_FILE
     from recall.methods import merge_with
-    from recall.moments import FILE
 
     members = [member.checkpoint() for member in pool]
-    kept = [[ref.path / FILE for ref in group] for group in moments or []]
+    kept = [[ref.path / MOMENTS_FILE for ref in group] for group in moments or []]
     merge_with(method, members, job.out, MergingSettings(**options), moments=kept)
     return {}

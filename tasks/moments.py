@@ -14,7 +14,8 @@ def moments(job: Job, expert: CheckpointRef, samples: SamplesRef, batch_size: in
     import torch
 
     from recall.loaded_models import loaded
-    from recall.moments import FILE, second_moments
+    from recall.merge_settings import MOMENTS_FILE
+    from recall.moments import second_moments
 
     prompts = samples.read()
     with loaded(expert.checkpoint(), torch.float32) as (model, tokenizer):
@@ -26,5 +27,5 @@ def moments(job: Job, expert: CheckpointRef, samples: SamplesRef, batch_size: in
             max_tokens=max_tokens,
             what=f"moments {job.label}",
         )
-    found.save(job.out / FILE)
+    found.save(job.out / MOMENTS_FILE)
     return {}

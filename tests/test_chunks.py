@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import adapter, apart_from_each_other, llama
 
-from recall.chunks import CHUNK, SMALLEST_CHUNK, fit_memory, memory_needed, process_memory, slices
+from recall.chunks import CHUNK, SMALLEST_CHUNK, Lanes, fit_lanes, memory_needed, process_memory, slices
 from recall.errors import BadInput
 from recall.pool import Pool
 from recall.tensor_files import TensorSpec
@@ -37,29 +37,29 @@ def pool(tmp_path):
 
 
 def test_with_enough_memory_nothing_changes(pool):
-    assert fit_memory(pool, 4, 10**12) == (CHUNK, 4)
+    assert fit_lanes(pool, 4, 10**12) == Lanes(4, CHUNK)
 
 
 def test_chunks_get_smaller_before_threads_get_fewer(pool):
-    needed = memory_needed(pool, 2, CHUNK)
-    chunk, threads = fit_memory(pool, 2, needed - 1)
-    assert (chunk, threads) == (CHUNK // 2, 2)
-    least = memory_needed(pool, 1, SMALLEST_CHUNK)
-    chunk, threads = fit_memory(pool, 64, least + (memory_needed(pool, 64, SMALLEST_CHUNK) - least) // 2)
-    assert chunk == SMALLEST_CHUNK
-    assert 1 < threads < 64
+    needed = memory_needed(pool, Lanes(2, CHUNK))
+    assert fit_lanes(pool, 2, needed - 1) == Lanes(2, CHUNK // 2)
+    least = memory_needed(pool, Lanes(1, SMALLEST_CHUNK))
+    lanes = fit_lanes(pool, 64, least + (memory_needed(pool, Lanes(64, SMALLEST_CHUNK)) - least) // 2)
+    assert lanes.chunk == SMALLEST_CHUNK
+    assert 1 < lanes.threads < 64
 
 
 def test_too_little_memory_is_said_with_what_is_needed(pool):
     with pytest.raises(BadInput, match=r"this merge needs \d+ MB, but --max-memory allows 1 MB; raise it"):
-        fit_memory(pool, 2, 10**6)
+        fit_lanes(pool, 2, 10**6)
 
 
 def test_adapters_count_with_their_ranks(tmp_path):
     base = llama(tmp_path / "base")
     one = Pool([base, adapter(tmp_path / "1", base, seed=1)])
     many = Pool([base, *(adapter(tmp_path / f"many{seed}", base, seed=seed, rank=16) for seed in (1, 2, 3))])
-    assert memory_needed(many, 1, CHUNK) - process_memory() > memory_needed(one, 1, CHUNK) - process_memory()
+    alone = Lanes(1, CHUNK)
+    assert memory_needed(many, alone) - process_memory() > memory_needed(one, alone) - process_memory()
 
 
 MEASURED = """

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from flows.preflight import check_inputs
-from recall.settings import load_settings
+from recall.load_settings import load_settings
 from tasks import data_versions, registry
 
 

@@ -20,7 +20,7 @@ from recall.learning_tasks import (
     json_lines,
     read_rows,
 )
-from recall.settings import load_settings
+from recall.load_settings import load_settings
 
 PROJECT = Path(__file__).parents[1]
 SHIPPED = load_settings(PROJECT / "params.yaml")

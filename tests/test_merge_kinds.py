@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from architectures import ARCHITECTURES
+from merge_fixture import TEXTS, merged, refused, write_samples
 from safetensors.torch import load_file, save_file
-from test_merge_command import TEXTS, merged, refused, write_samples
 
 from recall.merge_request import read_record
 

@@ -18,7 +18,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from tiny import adapter, llama, load
 
-import recall.merging
+import recall.chunks
 from recall.as_adapter import write_adapter
 from recall.checkpoints import Checkpoint
 from recall.merging import merge
@@ -212,7 +212,7 @@ def test_adapters_merge_as_the_full_models_that_they_stand_for(monkeypatch, data
     count = len(recipes) + 2
     weights_RK = np.stack([data.draw(weights_of(count)) for _ in range(2)])
     with empty_folder() as folder, monkeypatch.context() as patch:
-        patch.setattr(recall.merging, "CHUNK", chunk)
+        patch.setattr(recall.chunks, "CHUNK", chunk)
         ends = [saved(folder / "base", base), saved(folder / "other", other)]
         adapters, full = [], []
         for number, (modules, config, dtype) in enumerate(recipes):
@@ -306,7 +306,7 @@ def test_neither_chunks_nor_threads_change_a_bit_of_a_sum_of_full_models(
     with empty_folder() as folder, monkeypatch.context() as patch:
         members = [saved(folder / str(index), model) for index, model in enumerate(models)]
         whole = merged(members, weights_K, folder / "whole")
-        patch.setattr(recall.merging, "CHUNK", chunk)
+        patch.setattr(recall.chunks, "CHUNK", chunk)
         for out, at_once in (("in_chunks", 1), ("in_threads", threads)):
             found = merged(members, weights_K, folder / out, threads=at_once)
             for name, expected in whole.items():

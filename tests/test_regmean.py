@@ -9,8 +9,9 @@ from transformers import AutoModelForCausalLM
 from recall.checkpoints import Checkpoint
 from recall.errors import BadInput
 from recall.loading import load_tokenizer
+from recall.merge_settings import MOMENTS_FILE
 from recall.merging import merge_by
-from recall.moments import FILE, read_moments, second_moments
+from recall.moments import read_moments, second_moments
 from recall.regmean import regmean
 
 PROMPTS = ["a b c", "one two three four", "x", "many more words than the others have", "short words"]
@@ -29,13 +30,13 @@ def experts(folder, base_folder):
         member = Checkpoint(folder / f"expert{seed}")
         model.save_pretrained(member.folder)
         found = second_moments(model.eval(), tokenizer, prompts, batch_size=2, max_tokens=32)
-        found.save(member.folder / FILE)
+        found.save(member.folder / MOMENTS_FILE)
         members.append(member)
     return members
 
 
 def moments_of(members):
-    return [member.folder / FILE for member in members]
+    return [member.folder / MOMENTS_FILE for member in members]
 
 
 def files_of(members):
@@ -89,8 +90,8 @@ def test_an_adapter_s_moments_are_those_of_its_full_model(tiny_model_folder, tmp
 def test_moments_survive_their_file(tiny_model_folder, tmp_path):
     model, tokenizer = load(Checkpoint(tiny_model_folder)).eval(), load_tokenizer(tiny_model_folder)
     found = second_moments(model, tokenizer, PROMPTS, batch_size=2, max_tokens=32)
-    found.save(tmp_path / FILE)
-    again = read_moments(tmp_path / FILE)
+    found.save(tmp_path / MOMENTS_FILE)
+    again = read_moments(tmp_path / MOMENTS_FILE)
     assert (again.shared, again.transposed, again.tokens) == (found.shared, found.transposed, found.tokens)
     assert all(torch.equal(again[name], found[name]) for name in found.shared)
 
@@ -154,14 +155,14 @@ def test_the_merged_maps_are_nearer_to_the_experts_on_their_own_inputs_than_the_
 
 def test_a_model_without_moments_is_refused(tiny_model_folder, tmp_path):
     members = experts(tmp_path, tiny_model_folder)
-    (members[1].folder / FILE).unlink()
+    (members[1].folder / MOMENTS_FILE).unlink()
     with pytest.raises(BadInput, match=r"moments\.safetensors is missing; make it .* with `recall moments`"):
         merge_by(members, regmean(files_of(members)), tmp_path / "out")
 
 
 def test_a_file_that_holds_no_moments_is_refused(tiny_model_folder, tmp_path):
     members = experts(tmp_path, tiny_model_folder)
-    save_file({"a": torch.zeros(1)}, members[1].folder / FILE)
+    save_file({"a": torch.zeros(1)}, members[1].folder / MOMENTS_FILE)
     with pytest.raises(BadInput, match="holds no moments"):
         merge_by(members, regmean(files_of(members)), tmp_path / "out")
 

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from recall.errors import BadInput
-from recall.settings import FinetuningSettings, Settings, load_settings
+from recall.load_settings import load_settings
+from recall.settings import FinetuningSettings, Settings
 from recall.sources import parse_source
 
 PROJECT = Path(__file__).parents[1]

@@ -15,7 +15,7 @@ import pytest
 from recall import prepare
 from recall.errors import BadInput
 from recall.learning_tasks import SPLITS, Split, TaskSpec, read_rows
-from recall.settings import load_settings
+from recall.load_settings import load_settings
 from recall.sources import load_rows, parse_source
 from recall.splits import split_of
 

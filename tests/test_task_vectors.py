@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import adapter, apart_from_each_other, llama, load
 
-import recall.merging
+import recall.chunks
 from recall.checkpoints import Checkpoint
 from recall.merging import merge_by
 from recall.task_vectors import dare, pruned_average, ties
@@ -64,7 +64,7 @@ def reference_ties(first, others, density):
 
 @pytest.mark.parametrize("density", [0.01, 0.3, 1.0])
 def test_ties_is_the_paper_s_on_every_tensor_of_a_model(tmp_path, density, monkeypatch):
-    monkeypatch.setattr(recall.merging, "CHUNK", 64)
+    monkeypatch.setattr(recall.chunks, "CHUNK", 64)
     pool = apart_from_each_other(llama, tmp_path, 4)
     merge_by(pool, ties(density, 1.0), tmp_path / "out", threads=2)
     first, *others = (load_file(member.folder / "model.safetensors") for member in pool)
@@ -77,7 +77,7 @@ def test_ties_is_the_paper_s_on_every_tensor_of_a_model(tmp_path, density, monke
 def test_neither_chunks_nor_threads_change_a_bit(tmp_path, method, monkeypatch):
     pool = apart_from_each_other(llama, tmp_path, 3)
     merge_by(pool, method, tmp_path / "one", threads=1)
-    monkeypatch.setattr(recall.merging, "CHUNK", 64)
+    monkeypatch.setattr(recall.chunks, "CHUNK", 64)
     merge_by(pool, method, tmp_path / "many", threads=3)
     one, many = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "many"))
     assert all(torch.equal(one[name], many[name]) for name in one)
