@@ -182,6 +182,11 @@ def version(stream: str, number: str) -> ModelVersion:
         raise Failed(f"version {number} of {stream} is not in the registry; `recall status` shows what is") from error
 
 
+def run_ids(stream: str, numbers: list[str | None]) -> list[str]:
+    """The runs with the newest scores of versions."""
+    return [version(stream, str(number)).tags[RUN] for number in numbers]
+
+
 def aliases(stream: str) -> dict[str, str]:
     """Alias to version of a registered model; none where there is no such model."""
     found = client().search_registered_models(f"name = '{stream}'")
@@ -242,6 +247,9 @@ def _log_files(run_id: str, record: UpdateRecord, lineage: dict[str, Any]) -> No
     client().log_artifacts(run_id, str(models.expert.path), "expert")
     if models.samples:
         client().log_artifact(run_id, str(models.samples.path / "samples.jsonl"))
+    for name, found in record.evaluations.items():
+        text = (found.path / "evaluation.json").read_text(encoding="utf-8")
+        client().log_text(run_id, text, f"scores/{name}.json")
 
 
 def _log_metrics(run_id: str, record: UpdateRecord) -> None:
