@@ -37,8 +37,13 @@ def ledger_name(stream: str) -> str:
 
 def read_ledger(stream: str) -> list[Entry]:
     """The entries that have an effect, oldest first; one whose JSON cannot be read is left out (see `faults`)."""
+    return _in_effect(_versions(stream))
+
+
+def _in_effect(versions: list[ModelVersion]) -> list[Entry]:
+    """Of every number the first entry that was made."""
     entries: dict[int, Entry] = {}
-    for version in _versions(stream):
+    for version in versions:
         entry = _entry(version)
         if entry is not None:
             entries.setdefault(entry.number, entry)
@@ -51,7 +56,9 @@ def faults(stream: str) -> list[str]:
     That is: entries that cannot be read, entries whose own digest does not fit, versions that were deleted, and a
     newest entry that is not the one whose digest stands at the stream's registered model and at the champion.
     """
-    versions, entries = _versions(stream), read_ledger(stream)
+    heads = _heads(stream)  # before the entries, which another process may be adding to
+    versions = _versions(stream)
+    entries = _in_effect(versions)
     found = broken_links(entries)
     numbers = {int(version.version) for version in versions}
     gone = sorted(set(range(1, max(numbers, default=0) + 1)) - numbers)
@@ -66,16 +73,10 @@ def faults(stream: str) -> list[str]:
                 f"not the one beside it"
             )
     known = {entry.digest for entry in entries}
-    model = _model(stream)
-    heads = {f"registered model {stream}": model.tags.get(HEAD)} if model else {}
-    moved_to = {entry.version for entry in entries}
-    for version in registry.versions(stream):
-        if HEAD in version.tags or version.version in moved_to:
-            heads[f"version {version.version} of {stream}"] = version.tags.get(HEAD)
     found += [
         f"{where} names ledger entry {head[:12]}, which is altered or missing"
         for where, head in heads.items()
-        if head and head not in known
+        if head not in known
     ]
     return found
 
@@ -99,7 +100,7 @@ def append(stream: str, entry: Entry) -> bool:
         source=f"runs:/{run_id}/update.json",  # a server admits what lies in the run that is named beside it
         run_id=run_id,
         tags={ENTRY: entry.to_json(), DIGEST: entry.digest},
-        description=f"{entry.action} to version {entry.version} by {entry.who}: {entry.why}",
+        description=f"{entry.action} to version {entry.version} by {entry.who}: {entry.why}"[:1000],
     )
     won = entry in read_ledger(stream)
     if not won:
@@ -111,17 +112,18 @@ def follow(stream: str) -> Standing:
     """Set the aliases to what the ledger says, and again where it grew meanwhile; an empty ledger changes nothing.
 
     Raises:
-        Failed: the ledger's champion was deleted from the registry, or the ledger does not come to rest.
+        Failed: the ledger does not come to rest.
     """
     client = registry.client()
     for _ in range(ATTEMPTS):
         entries = read_ledger(stream)
         wanted = standing(entries)
-        if wanted.champion is None:
-            return wanted
+        there = {str(version.version) for version in registry.versions(stream)}
+        if wanted.champion not in there:
+            return wanted  # none yet, or it was deleted: a new move is the way out
+        wanted = wanted if wanted.previous in there else Standing(wanted.champion, None)
         head = entries[-1].digest
         if differences(stream, wanted) or not _noted(stream, entries[-1]):
-            registry.version(stream, wanted.champion)
             _set_alias(stream, "previous", wanted.previous)
             _set_alias(stream, "champion", wanted.champion)
             client.set_model_version_tag(stream, entries[-1].version, HEAD, head)
@@ -139,6 +141,14 @@ def differences(stream: str, wanted: Standing) -> list[str]:
         for name, version in (("champion", wanted.champion), ("previous", wanted.previous))
         if aliases.get(name) != version
     ]
+
+
+def _heads(stream: str) -> dict[str, str]:
+    """The digests of entries that were written down beside the ledger, by where."""
+    model = _model(stream)
+    noted = {f"registered model {stream}": model.tags.get(HEAD)} if model else {}
+    noted |= {f"version {version.version} of {stream}": version.tags.get(HEAD) for version in registry.versions(stream)}
+    return {where: head for where, head in noted.items() if head}
 
 
 def _at(version: str | None) -> str:

@@ -44,8 +44,8 @@ class UpdateRecord(BaseModel):
     `model_key` covers what can change the merged model, `key` what can change any score too.
     `scores[method][column]` is the method's row of R; `base_scores` are row 0 of the columns first needed here, and
     `before[method]` is the score on the new learning task before it was taken in. `evaluations` are RECALL's, by
-    learning task, and the base model's behind those of `base_scores` (`base/<learning task>`); the run has each as
-    `scores/<name>.json`, row by row. `earlier` are the MLflow runs of the updates before.
+    learning task, and those behind `base_scores` (`base/<learning task>`); the run has each as `scores/<name>.json`,
+    row by row. `earlier` are the MLflow runs of the updates before.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -13,9 +13,9 @@ from cyclonedx.validation.json import JsonStrictValidator
 from typer.testing import CliRunner
 
 from flows.cli import app
-from flows.promote import promote  # noqa: F401 - the ledger is written by it
+from recall.ledger import Entry
 from recall.lineage import read_lineage
-from tasks import registry
+from tasks import ledger, registry
 
 
 @pytest.fixture(scope="module")
@@ -194,12 +194,19 @@ def test_an_edited_samples_file(project):
 
 
 def test_an_edited_ledger_entry(project):
-    from flows.promote import promote_version
-
-    promote_version("tiny", "2")
-    edit_ledger()
-    _, name, _ = only_fault(audit(expect=1))
-    assert name == "ledger of promotions"
+    moved = {"action": "promote", "who": "ann", "when": "2026-11-24T00:00:00Z", "verdict": None}
+    first = Entry(number=1, version="1", previous=None, why="the first", parent="", **moved)
+    second = Entry(number=2, version="2", previous="1", why="better", parent=first.digest, **moved)
+    for entry in (first, second):
+        assert ledger.append("tiny", entry)
+        ledger.follow("tiny")
+    assert not by_status(audit(), "failed")
+    with sqlite3.connect(project.folder / "mlflow.db") as database:
+        edit = "update model_version_tags set value = replace(value, 'better', 'bribed') where key = 'recall.entry'"
+        assert database.execute(edit).rowcount
+    faults = by_status(audit(expect=1), "failed")
+    assert {fault["name"] for fault in faults} == {"ledger of promotions"}
+    assert "entry 2" in faults[0]["found"]
 
 
 def test_a_tag_that_names_another_commit(project):
