@@ -53,7 +53,7 @@ def examine(
             links += check_code(update)
         links += check_data(chain, artifact_store, work)
         links += _ledger(stream)
-        links.append(check_signature(chain[-1], stream, public_key))
+        links.append(check_signature(chain[-1], stream, public_key, work))
         if level != "hashes":
             links += check_merges(chain, work)
         if level == "full":

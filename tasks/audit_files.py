@@ -34,15 +34,23 @@ def check_files(update: Registered, store: Store) -> Iterator[Link]:
             yield _link(update, node, node, "unknown", "the files' SHA-256", BEFORE)
             continue
         for name, expected in entry.files.items():
-            shown = places[name].relative_to(update.folder).as_posix() if name in places else f"{node}/{name}"
+            if name not in places:
+                yield _link(update, node, name, "failed", f"a file of {node}", "the registry keeps no such file")
+                continue
             there = {"MLflow": places[name], "the store": store.folder(entry.kind, entry.fingerprint) / name}
-            yield _file_link(update, node, shown.removeprefix("registered/"), expected, there)
+            yield _file_link(update, node, _shown(update, places[name]), expected, there)
     yield _record_link(update)
 
 
 def digest_of(path: Path) -> FileDigest:
     """Size and SHA-256 of a file as it is now."""
     return FileDigest(size=path.stat().st_size, sha256=file_sha256(path))
+
+
+def _shown(update: Registered, path: Path) -> str:
+    """A file's path as people find it in MLflow."""
+    root = update.registered if path.is_relative_to(update.registered) else update.folder
+    return path.relative_to(root).as_posix()
 
 
 def _inside(entry: ArtifactEntry, folder: Path) -> dict[str, Path]:

@@ -21,9 +21,10 @@ AUDIT = "recall.audit"
 
 @dataclass(frozen=True)
 class Registered:
-    """One update as the registry has it, its run's files copied to `folder` (what is missing there was not in MLflow).
+    """One update as the registry has it: its run's files in `folder`, the model as registered in `registered`.
 
-    `version` is None where a version of the chain was deleted, and only its run is left.
+    Both are to be read only; what is missing there is missing in MLflow. `version` is None where it was deleted, and
+    only the run is left.
     """
 
     number: str
@@ -32,11 +33,12 @@ class Registered:
     lineage: Lineage
     position: int
     folder: Path
+    registered: Path
 
     @property
     def model(self) -> Path:
-        """The merged model's folder, as MLflow's flavour lays it out."""
-        return self.folder / "registered" / "model"
+        """The merged model's folder, where MLflow's flavour has it."""
+        return self.registered / "model"
 
     @property
     def tags(self) -> dict[str, str]:
@@ -85,6 +87,10 @@ def read_chain(stream: str, number: str, work: Path, depth: int | None = None) -
             links.append(_link(here, "lineage.json", "failed", "the lineage of the update before", str(error)))
             return chain, links
         links.append(_lineage_link(found, before.lineage_sha256, stream))
+        if found.position != chain[0].position - 1:
+            wanted, said = f"update {chain[0].position - 1} before", f"update {found.position}"
+            links.append(_link(chain[0].position, "lineage.json", "failed", wanted, said))
+            return chain, links
         chain.insert(0, found)
     first = chain[0]
     if first.lineage.format == 1 and first.position > 1:
@@ -121,16 +127,17 @@ def _link(position: int, name: str, status: str, expected: str, found: str) -> L
 
 
 def _fetch(stream: str, number: str, run_id: str, work: Path) -> Registered:
-    """Copy a run's files, and the registered model's, out of MLflow."""
-    import mlflow
+    """A run's files, and the registered model's: where they are, or copied to `work` from a store that is elsewhere."""
     from mlflow.exceptions import MlflowException
 
-    folder = work / f"version-{number}-{run_id}"
-    folder.mkdir(parents=True, exist_ok=True)
     try:
-        for entry in registry.client().list_artifacts(run_id):
-            if entry.path != "model":  # it is the version's own, below
-                registry.client().download_artifacts(run_id, entry.path, str(folder))
+        folder = _local(registry.client().get_run(run_id).info.artifact_uri)
+        if folder is None:
+            folder = work / f"run-{run_id}"
+            folder.mkdir(exist_ok=True)
+            for entry in registry.client().list_artifacts(run_id):
+                if entry.path != "model":  # it is the version's own, below
+                    registry.client().download_artifacts(run_id, entry.path, str(folder))
         text = (folder / "lineage.json").read_text(encoding="utf-8")
     except (MlflowException, OSError) as error:
         raise Failed(
@@ -140,11 +147,33 @@ def _fetch(stream: str, number: str, run_id: str, work: Path) -> Registered:
     lineage = read_lineage(text, f"lineage.json of version {number} of {stream}")
     try:
         version = registry.version(stream, number)
-        (folder / "registered").mkdir(exist_ok=True)
-        mlflow.artifacts.download_artifacts(version.source, dst_path=str(folder / "registered"))
     except Failed:
         version = None
-    except (MlflowException, OSError):
-        pass  # its files are missing, and are named one by one
+    registered = _fetch_model(version, work / f"model-{number}") if version else work / "no-such-version"
     position = lineage.position or int(version.tags["recall.position"] if version else 0)
-    return Registered(number, run_id, version, lineage, position, folder)
+    return Registered(number, run_id, version, lineage, position, folder, registered)
+
+
+def _fetch_model(version: ModelVersion, out: Path) -> Path:
+    """The registered folder; what is missing in it is named file by file later."""
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    try:
+        found = version.source
+        if found.startswith("models:/m-"):
+            found = registry.client().get_logged_model(found.removeprefix("models:/")).artifact_location
+        local = _local(found)
+        if local is None:
+            out.mkdir(exist_ok=True)
+            mlflow.artifacts.download_artifacts(version.source, dst_path=str(out))
+        return local or out
+    except (MlflowException, OSError):
+        return out
+
+
+def _local(uri: str) -> Path | None:
+    """The folder of a `file:` URI; None for what lies elsewhere."""
+    from mlflow.utils.file_utils import local_file_uri_to_path
+
+    return Path(local_file_uri_to_path(uri)) if uri.startswith(("file:", "/")) else None

@@ -67,7 +67,7 @@ def sign(stream: str, number: str, key: Path) -> None:
             registry.client().log_artifact(update.run_id, str(signature), "signature")
 
 
-def check_signature(update: Registered, stream: str, public_key: Path | None) -> Link:
+def check_signature(update: Registered, stream: str, public_key: Path | None, work: Path) -> Link:
     """Is the version signed, and by the owner of the key?"""
     signature = update.folder / SIGNATURE
     if public_key is None:
@@ -78,7 +78,9 @@ def check_signature(update: Registered, stream: str, public_key: Path | None) ->
     expected = f"a signature by the owner of {public_key.name}"
     if not signature.is_file():
         return _link(update, "failed", expected, "not signed")
-    with TemporaryDirectory(dir=update.folder.parent) as work, _signed_folder(update, stream, Path(work)) as folder:
+    if not update.registered.is_dir():
+        return _link(update, "failed", expected, "MLflow does not have the registered folder")
+    with _signed_folder(update, stream, work) as folder:
         try:
             Config().use_elliptic_key_verifier(public_key=public_key).verify(folder, signature)
         except Exception as error:  # the library raises many kinds, cryptography's InvalidSignature without a word
@@ -94,7 +96,7 @@ def _signed_folder(update: Registered, stream: str, work: Path) -> Iterator[Path
     The name is part of it, so that one signed version cannot pass for another.
     """
     folder = work / "signed"
-    shutil.copytree(update.folder / "registered", folder / "registered", copy_function=_link_or_copy)
+    shutil.copytree(update.registered, folder / "registered", copy_function=_link_or_copy)
     shutil.copyfile(update.folder / "lineage.json", folder / "lineage.json")
     name = {"registered_model": stream, "version": update.number}
     (folder / "version.json").write_text(json.dumps(name, sort_keys=True), encoding="utf-8")
