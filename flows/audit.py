@@ -16,7 +16,7 @@ from recall.model_card import escape_markdown
 from recall.settings import load_settings
 
 
-@flow(name="audit", flow_run_name="audit {model_uri} {level}")
+@flow(name="audit")
 def audit(
     model_uri: str | None = None,
     level: Level = "hashes",

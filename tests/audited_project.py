@@ -22,6 +22,7 @@ def with_code(project: Project) -> Project:
     def shorten(values):
         values["stream"].update(learning_tasks=["names", "reviews"], unseen=["films"])
         values.update(baselines=[])
+        values["finetuning"].update(epochs=1)
 
     project.params(shorten)
     project.commit("the code")

@@ -10,9 +10,12 @@ import pytest
 from audited_project import Snapshot, flip_a_bit, make_writable, with_code
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
+from prefect.artifacts import Artifact
 from typer.testing import CliRunner
 
+from flows.audit import audit as audit_flow
 from flows.cli import app
+from recall.errors import Failed
 from recall.ledger import Entry
 from recall.lineage import read_lineage
 from tasks import ledger, registry
@@ -307,6 +310,15 @@ def test_a_version_that_is_not_there_is_one_sentence(project, uri, words):
     done = CliRunner().invoke(app, ["audit", uri])
     assert done.exit_code == 2
     assert words in " ".join(done.stderr.split())
+
+
+def test_a_scheduled_audit_fails_where_a_link_does_not_hold_and_shows_it_in_prefect(project):
+    registry.client().set_registered_model_alias("tiny", "champion", "2")
+    assert audit_flow()["verdict"].startswith("models:/tiny@champion passed at level hashes")
+    artifact(project, 1, "weights.json").write_text("{}")
+    with pytest.raises(Failed, match="update 1, weights.json"):
+        audit_flow()
+    assert "- failed: update 1, weights.json: expected SHA-256" in Artifact.get("audit").data
 
 
 @pytest.mark.slow
