@@ -13,20 +13,16 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from flows.audit_command import audit, sign
 from flows.environment import set_defaults
 from flows.merge_command import merge, moments
-from flows.one_sentence import Debug, Json, errors_in_one_sentence
+from flows.one_sentence import Config, Debug, Json, Overrides, Profile, errors_in_one_sentence
+from flows.promotion_command import promote, rollback, status
 from recall.load_settings import load_settings
 from recall.results import StreamResult
 from recall.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
-
-Config = Annotated[Path, typer.Option(help="the settings file")]
-Profile = Annotated[str | None, typer.Option(help="lay profiles/NAME.yaml over the settings")]
-Overrides = Annotated[
-    list[str], typer.Option("--set", metavar="KEY=VALUE", help="change one setting, e.g. finetuning.epochs=3")
-]
 
 
 @app.callback()
@@ -102,8 +98,13 @@ def _show(found: dict[str, Any], seconds: float) -> None:
     out.print(f"report: {Path(found['summary']['report']).resolve()}", soft_wrap=True)
 
 
+app.command()(audit)
+app.command()(sign)
 app.command()(merge)
 app.command()(moments)
+app.command()(promote)
+app.command()(rollback)
+app.command()(status)
 
 
 def main() -> None:

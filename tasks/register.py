@@ -8,12 +8,13 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from recall.errors import BadInput, Failed
+from recall.lineage import Lineage
 from tasks import registry
 from tasks.records import UpdateRecord
 from tasks.store import Store
 
 
-def _may_pass(task: Any, run: Any, state: Any) -> bool:
+def may_pass(task: Any, run: Any, state: Any) -> bool:
     """A server or a database may answer next time; bad input and a refusal of ours will not change."""
     return not isinstance(state.result(raise_on_failure=False), BadInput | Failed)
 
@@ -23,7 +24,7 @@ def _may_pass(task: Any, run: Any, state: Any) -> bool:
     task_run_name="register: {stream} update {position}",
     cache_policy=NO_CACHE,
     retries=2,
-    retry_condition_fn=_may_pass,
+    retry_condition_fn=may_pass,
     retry_delay_seconds=5,
 )
 def register(
@@ -32,7 +33,7 @@ def register(
     position: int,
     parent_run: str,
     record: UpdateRecord,
-    lineage: dict[str, Any],
+    lineage: Lineage,
     tags: dict[str, str],
 ) -> str:
     """Returns the version; a server that is away for a moment is asked again, and nothing is registered twice."""
