@@ -76,7 +76,8 @@ class Registered:
         models = client.search_logged_models([experiment])
         self.models = Counter(str(model.status) for model in models)
         files = victim.folder / "mlartifacts" / "models"
-        self.strays = sorted({path.name for path in files.glob("*")} - {model.model_id for model in models})
+        known = {model.model_id for model in models}
+        self.strays = sorted(path.name for path in files.glob("*") if path.name not in known and any(path.rglob("*.*")))
 
 
 def _report(broken: Victim, undisturbed: Victim) -> Iterator[str]:

@@ -15,7 +15,7 @@ UNSHARE = (["unshare", "--map-root-user", "--mount"], ["unshare", "--mount"])
 ROOMY = "1g"
 
 
-class Skipped(Exception):  # noqa: N818 - says what happened to the fault
+class Skipped(Exception):
     """The fault cannot be made on this machine."""
 
 

@@ -10,6 +10,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from flows.stream_state import Stream
 from recall.continual_metrics import all_metrics
 from recall.learning_tasks import count_rows
+from recall.markdown import escaped
 from recall.report import write_report
 from recall.results import StreamResult
 from recall.standings import headings, points, summary_rows
@@ -42,14 +43,14 @@ def _prefect_artifacts(result: StreamResult, sentence: str) -> None:
     ]
     version = result.updates[-1].version
     lines = [
-        f"# {result.stream}, version {version}",
+        f"# {escaped(result.stream)}, version {version}",
         "",
-        sentence,
+        escaped(sentence),
         "",
-        f"| {' | '.join(names)} |",
+        f"| {' | '.join(map(escaped, names))} |",
         "|---" * len(names) + "|",
     ]
-    lines += [f"| {' | '.join(row)} |" for row in rows]
+    lines += [f"| {' | '.join(map(escaped, row))} |" for row in rows]
     create_markdown_artifact("\n".join(lines), key="continual-update", description="What RECALL kept and lost")
     create_table_artifact([dict(zip(names, row, strict=True)) for row in rows], key="continual-update-scores")
 

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from recall.markdown import code, escaped
+
 if TYPE_CHECKING:
     from recall.merge_request import MergeRecord
 
@@ -15,6 +17,7 @@ def model_card(record: MergeRecord, name: str) -> str:
     templates = Environment(
         loader=PackageLoader("recall"), undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False
     )
+    templates.filters |= {"escaped": escaped, "code": code}
     return templates.get_template("model_card.md.j2").render(
         name=name,
         record=record,

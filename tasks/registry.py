@@ -179,12 +179,15 @@ def restore(store: Store, stream: str, record: UpdateRecord, ref: ArtifactRef) -
         local = Path(mlflow.artifacts.download_artifacts(origin, dst_path=str(work)))
         with store.publishing(ref.kind, ref.fingerprint) as out:
             for file in (local if is_expert else local / "model").iterdir():
+                if file.is_symlink() or not file.is_file():
+                    raise Failed(f"version {version.version} of {stream}: {file.name} in {origin} is no plain file")
                 if file.name != "manifest.json":
                     os.replace(file, out / file.name)
             fields = ref.model_dump(mode="json", exclude={"kind", "fingerprint", "path", "sha256"})
-            seal(out, {"kind": ref.kind, "fingerprint": ref.fingerprint, "restored_from": origin, "fields": fields})
-            if not is_expert and _files_sha256(out) != version.tags[SHA256]:
-                raise Failed(f"version {version.version} of {stream}: MLflow holds other weights than were registered")
+            manifest = {"kind": ref.kind, "fingerprint": ref.fingerprint, "restored_from": origin, "fields": fields}
+            content = seal(out, manifest)
+            if content != ref.sha256 or (not is_expert and _files_sha256(out) != version.tags[SHA256]):
+                raise Failed(f"version {version.version} of {stream}: MLflow holds other files than were registered")
         shutil.rmtree(work)
 
 

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from prefect import Task
 from pydantic import BaseModel
+from rich.markup import escape
 
 from recall.errors import Failed
 from recall.progress import console
@@ -68,7 +69,7 @@ def stage(kind: str, ref: type[R]) -> Callable[[Callable[..., dict[str, Any]]], 
             key = fingerprint(name, code, inputs)
             damage = store.damage(kind, key)
             if damage and (store.folder(kind, key).exists() or prefect_results.exists(key)):
-                console.print(f"[yellow]warning[/]: {damage}; {name} {label} is made again", highlight=False)
+                console.print(f"[yellow]warning[/]: {escape(damage)}; {name} {label} is made again", highlight=False)
             trusted = damage is None and prefect_results.holds(key, _read_ref(store, kind, key, ref, inputs))
             if not trusted:
                 prefect_results.forget(key)

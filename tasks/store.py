@@ -110,15 +110,8 @@ class Store(BaseModel):
             return f"{folder / MANIFEST} is that of another artifact"
         if not manifest.is_whole:
             return f"{folder / MANIFEST} has changed: its own SHA-256 is not the recorded one"
-        for name, expected in manifest.files.items():
-            file = folder / name
-            if not _inside(folder, file) or not file.is_file():
-                return f"{file} is missing"
-            if file.stat().st_size != expected.size:
-                return f"{file} has {file.stat().st_size} bytes, not {expected.size}"
-            if hashes and _sha256_once(file) != expected.sha256:
-                return f"{file} has changed: its SHA-256 is not the recorded one"
-        return None
+        broken = (_file_damage(folder, name, entry, hashes) for name, entry in manifest.files.items())
+        return next(filter(None, broken), None)
 
     @contextmanager
     def publishing(self, kind: str, fingerprint: str) -> Iterator[Path]:
@@ -168,6 +161,17 @@ def seal(folder: Path, manifest: dict[str, Any]) -> str:
                 os.fsync(opened.fileno())
     _fsync_folder(folder)
     return content
+
+
+def _file_damage(folder: Path, name: str, expected: FileEntry, hashes: bool) -> str | None:
+    file = folder / name
+    if not _inside(folder, file) or not file.is_file():
+        return f"{file} is missing"
+    if file.stat().st_size != expected.size:
+        return f"{file} has {file.stat().st_size} bytes, not {expected.size}"
+    if hashes and _sha256_once(file) != expected.sha256:
+        return f"{file} has changed: its SHA-256 is not the recorded one"
+    return None
 
 
 def _content_digest(files: dict[str, FileEntry]) -> str:
