@@ -41,6 +41,7 @@ def put_to_the_test(bench: Bench, name: str, seed: int) -> Verdict:
     try:
         victim = FAULTS[name](bench, Random(f"{seed} {name}"))
         code, output = victim.finish()
+        victim.bring_out()
         found = problems(victim, bench.undisturbed) if code == 0 else [f"exit code {code}: {output[-1500:]}"]
     except disks.Skipped as why:
         verdict, found = "skipped", [str(why)]
@@ -48,7 +49,7 @@ def put_to_the_test(bench: Bench, name: str, seed: int) -> Verdict:
         found = [f"{type(error).__name__}: {str(error)[-1500:]}"]
     if found and verdict != "skipped":
         verdict = "lost"
-    console.print(f"{verdict}: {name}", markup=False, highlight=False)
+    console.print(f"{verdict}: {name}", *found, sep="\n  ", markup=False, highlight=False)
     return Verdict(name, verdict, round(time.monotonic() - started, 1), found)
 
 
@@ -82,11 +83,14 @@ def main() -> int:
         bench = Bench(Path(room))
         try:
             with ThreadPoolExecutor(arguments.jobs) as pool:
-                verdicts = list(pool.map(lambda name: put_to_the_test(bench, name, arguments.seed), names))
+                verdicts = []
+                for verdict in pool.map(lambda name: put_to_the_test(bench, name, arguments.seed), names):
+                    verdicts.append(verdict)
+                    lines = [json.dumps(asdict(verdict)) + "\n" for verdict in verdicts]
+                    arguments.out.write_text("".join(lines), encoding="utf-8")
         finally:
             bench.close()
             orphans = end_orphans(Path(room))
-    arguments.out.write_text("".join(json.dumps(asdict(verdict)) + "\n" for verdict in verdicts))
     show(verdicts, bench.seconds)
     console.print(f"processes that outlived their runs: {orphans}")
     return 1 if any(verdict.verdict == "lost" for verdict in verdicts) else 0

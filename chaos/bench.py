@@ -55,6 +55,13 @@ class Victim:
             start_new_session=True,
         )
 
+    def bring_out(self) -> None:
+        """Copy what the run left out of its mount namespace: SQLite opens no file through /proc."""
+        if self.seen_at is not None:
+            copy = self.project.folder.parent.with_name(f"{self.project.folder.parent.name}-seen")
+            shutil.copytree(self.seen_at, copy, symlinks=True)
+            self.seen_at = copy
+
     def finish(self, *arguments: str) -> tuple[int, str]:
         """Run to the end; returns exit code and output."""
         return ended(self.start(*arguments))

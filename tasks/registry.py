@@ -85,6 +85,8 @@ def _make_database(uri: str) -> None:
             left_over.unlink()
         MlflowClient(f"sqlite:///{making}", f"sqlite:///{making}").search_experiments(max_results=1)
         os.replace(making, file)
+    # Whoever still waits for it finds the file made.
+    Path(f"{file}.lock").unlink(missing_ok=True)
 
 
 def find_update(stream: str, key: str) -> UpdateRecord | None:
