@@ -8,7 +8,7 @@ from tiny import llama
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-pytest_plugins = ["prefect_fixture"]
+pytest_plugins = ["prefect_fixture", "servers"]
 END, PAD = "<|end|>", "<|pad|>"
 
 # Files that run the whole flow many times go first, so that no worker is left alone with one at the end.
