@@ -1,4 +1,4 @@
-"""Real servers for the tests marked `server`: those of docs/production.md, started by its own commands on free ports."""
+"""Real servers for the tests marked `server`: those of docs/production.md, started by its commands on free ports."""
 
 import contextlib
 import os
@@ -70,6 +70,15 @@ def is_free(port):
         except OSError:
             return False
     return True
+
+
+def wait_for(condition, what, log=lambda: "", seconds=180):
+    """The first true value of `condition()`."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"{what}: not within {seconds} s\n{log()}"
+        time.sleep(0.5)
+    return found
 
 
 class Servers:
