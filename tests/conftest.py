@@ -5,7 +5,7 @@ import tiny
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-pytest_plugins = ["prefect_fixture"]
+pytest_plugins = ["prefect_fixture", "servers"]
 
 # Files that run the whole flow many times go first, so that no worker is left alone with one at the end.
 SLOWEST_FIRST = ("test_kill", "test_continual_update", "test_baselines", "test_schedule")

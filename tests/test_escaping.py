@@ -63,7 +63,7 @@ def test_in_prefects_artifact_it_is_text(text, monkeypatch):
     made = {}
     monkeypatch.setattr(outputs, "create_markdown_artifact", lambda markdown, **_: made.update(page=markdown))
     monkeypatch.setattr(outputs, "create_table_artifact", lambda *_, **__: None)
-    outputs._prefect_artifacts(named(text), f"RECALL on {text}")
+    outputs._prefect_artifacts(named(text), [f"RECALL on {text}"])
     elements = {tag for tag, _ in rendered(made["page"]).elements}
     assert elements == {"html", "h1", "p", "table", "thead", "tr", "th", "tbody", "td"}
 
