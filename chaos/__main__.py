@@ -16,12 +16,17 @@ from random import Random
 from rich.console import Console
 from rich.table import Table
 
-from chaos import corruption, disks, kills
+from chaos import corruption, disks, kills, servers_killed
 from chaos.bench import Bench, Victim, end_orphans
 from chaos.checks import problems
 from recall.progress import console
 
-FAULTS: dict[str, Callable[[Bench, Random], Victim]] = {**kills.FAULTS, **disks.FAULTS, **corruption.FAULTS}
+FAULTS: dict[str, Callable[[Bench, Random], Victim]] = {
+    **kills.FAULTS,
+    **disks.FAULTS,
+    **corruption.FAULTS,
+    **servers_killed.FAULTS,
+}
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ sys.path.insert(0, str(TESTS))
 
 import project as tiny_project  # noqa: E402
 import tiny  # noqa: E402
+from servers import Servers  # noqa: E402
 
 RUN = ("-m", "flows.cli", "run", "--json")
 MAKE_DATABASES = (
@@ -37,11 +38,18 @@ class Victim:
     inside: list[str] = field(default_factory=list)
     # The same folder as this process sees it, where the copy lies in another mount namespace.
     seen_at: Path | None = None
+    stream: str = "tiny"
 
     @property
     def folder(self) -> Path:
         """Where to look at what the run left."""
         return self.seen_at or self.project.folder
+
+    def of_its_own_stream(self, name: str) -> None:
+        """Register under another name: on one registry, this copy's versions are no other's."""
+        self.stream = name
+        self.project.params(lambda values: values["stream"].update(name=name))
+        self.project.commit("a stream of its own")
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """Start `recall run --json` (or another Python command) in a process group of its own."""
@@ -100,6 +108,7 @@ class Bench:
         self._numbers = itertools.count(1)
         # Processes that faults need until everything was looked at.
         self.closing: list[subprocess.Popen[str]] = []
+        self.servers: Servers | None = None
         template = tiny_project.make_project(room / "template" / "project", tiny.tokenizer())
         stream = {"learning_tasks": ["reviews", "countries"], "unseen": ["films"]}
         template.params(lambda values: values["stream"].update(stream) or values.update(baselines=[]))
@@ -124,6 +133,8 @@ class Bench:
 
     def close(self) -> None:
         """End what faults kept alive."""
+        if self.servers is not None:
+            self.servers.close()
         for process in self.closing:
             process.kill()
             process.wait()

@@ -15,7 +15,6 @@ from chaos.bench import Victim
 from tasks.store import Store
 
 KINDS = ("datasets", "experts", "samples", "representations", "weights", "merged", "scores")
-STREAM = "tiny"
 
 
 def problems(broken: Victim, undisturbed: Victim) -> list[str]:
@@ -64,13 +63,13 @@ class Registered:
     def __init__(self, victim: Victim) -> None:
         uri = victim.project.environment.get("MLFLOW_TRACKING_URI", f"sqlite:///{victim.folder / 'mlflow.db'}")
         client = MlflowClient(uri, uri)
-        versions = client.search_model_versions(f"name = '{STREAM}'")
+        versions = client.search_model_versions(f"name = '{victim.stream}'")
         # An update's number and its weights: one entry a version, so a second version of one update shows.
         self.versions = sorted((v.tags["recall.position"], v.tags["recall.weights_sha256"]) for v in versions)
         position = {str(v.version): v.tags["recall.position"] for v in versions}
-        aliases = client.get_registered_model(STREAM).aliases
+        aliases = client.get_registered_model(victim.stream).aliases
         self.aliases = {alias: position[str(version)] for alias, version in aliases.items()}
-        experiment = client.get_experiment_by_name(STREAM).experiment_id
+        experiment = client.get_experiment_by_name(victim.stream).experiment_id
         runs = client.search_runs([experiment], run_view_type=ViewType.ALL)
         self.unfinished = [(r.info.run_id, r.info.status) for r in runs if r.info.status != "FINISHED"]
         models = client.search_logged_models([experiment])
