@@ -42,6 +42,7 @@ def client() -> MlflowClient:
     os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{Path('mlflow.db').resolve()}")
     import mlflow
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     uri = _without_credentials(os.environ["MLFLOW_TRACKING_URI"])
     os.environ["MLFLOW_TRACKING_URI"] = uri
@@ -50,7 +51,7 @@ def client() -> MlflowClient:
         _make_database(uri)
         found = mlflow.MlflowClient()
         found.search_experiments(max_results=1)
-    except (MlflowException, OSError) as error:
+    except (MlflowException, SQLAlchemyError, OSError) as error:
         reason = without_secrets((str(error).splitlines() or [type(error).__name__])[0])
         raise BadInput(
             f"MLflow's store {without_secrets(uri)} cannot be used ({reason}); set MLFLOW_TRACKING_URI"
