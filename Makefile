@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 PYTEST := python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 export PATH := $(BIN):$(PATH)
 
-.PHONY: setup data run test test-slow lint types check clean
+.PHONY: setup data run test test-slow chaos lint types check clean
 
 run: data
 	recall run
@@ -17,6 +17,10 @@ test: setup
 # The whole flow killed in every stage, grown, moved to another machine, and with every baseline.
 test-slow: setup
 	$(PYTEST) -m slow
+
+# Every fault that we can make, each followed by the same command again; `make chaos FAULTS="disk kill"` takes some.
+chaos: setup
+	python -m chaos $(FAULTS)
 
 check: setup lint types
 	lint-imports

@@ -13,7 +13,7 @@ from flows.audit_outputs import write_outputs
 from recall.audit_verdicts import AuditReport, Level
 from recall.errors import Failed
 from recall.load_settings import load_settings
-from recall.model_card import escape_markdown
+from recall.markdown import escaped
 
 
 @flow(name="audit")
@@ -41,6 +41,6 @@ def audit(
 
 
 def _markdown(report: AuditReport, folder: Path) -> str:
-    lines = [f"# Audit of {escape_markdown(report.model_uri)}", "", escape_markdown(report.verdict), ""]
-    lines += [f"- {link.status}: {escape_markdown(link.sentence)}" for link in (*report.failed, *report.unknown)]
-    return "\n".join([*lines, "", f"Page: {escape_markdown(str((folder / 'audit.html').resolve()))}"])
+    lines = [f"# Audit of {escaped(report.model_uri)}", "", escaped(report.verdict), ""]
+    lines += [f"- {link.status}: {escaped(link.sentence)}" for link in (*report.failed, *report.unknown)]
+    return "\n".join([*lines, "", f"Page: {escaped(str((folder / 'audit.html').resolve()))}"])

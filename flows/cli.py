@@ -17,6 +17,7 @@ from flows.audit_command import audit, sign
 from flows.environment import set_defaults
 from flows.merge_command import merge, moments
 from flows.one_sentence import Config, Debug, Json, Overrides, Profile, errors_in_one_sentence
+from flows.orphans import end_forgotten_runs, end_orphaned_servers, process_tag
 from flows.promotion_command import promote, rollback, status
 from recall.load_settings import load_settings
 from recall.results import StreamResult
@@ -63,13 +64,18 @@ def _continual_update(
     debug: bool,
 ) -> dict[str, Any]:
     set_defaults(settings.store, debug)
+    end_orphaned_servers()
     from flows.preflight import check_inputs
 
     # Checked here too, before Prefect's server takes its seconds to start and shows errors in its own way.
     check_inputs(settings, take_in)
+    from prefect import tags
+
     from flows.continual_update import continual_update
 
-    found: dict[str, Any] = continual_update(str(config), profile, overrides, recompute=recompute)
+    with tags(process_tag()):
+        end_forgotten_runs()
+        found: dict[str, Any] = continual_update(str(config), profile, overrides, recompute=recompute)
     return found
 
 

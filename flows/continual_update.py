@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow
+from prefect.client.schemas import State
 from prefect.runtime import flow_run
+from prefect.states import Completed
 
 from flows.baselines import learn_baseline
 from flows.lineage import lineage_of, version_tags
-from flows.outputs import publish_outputs
+from flows.outputs import outcome, publish_outputs
 from flows.pools import heldout, merge_pool, start_model
 from flows.preflight import check_inputs
 from flows.stream_state import (
@@ -49,8 +51,12 @@ def continual_update(
     overrides: list[str] | None = None,
     take_in: list[str] | None = None,
     recompute: bool = False,
-) -> dict[str, Any]:
-    """Take in every learning task of the stream that the registry does not hold yet; returns the result as JSON."""
+) -> State[dict[str, Any]]:
+    """Take in every learning task of the stream that the registry does not hold yet; returns the result as JSON.
+
+    What is registered is known by the data sets' DVC hashes and the settings, and read from the registry alone. The
+    state's message says what was made, or that nothing was new.
+    """
     settings = load_settings(Path(config), profile, overrides)
     stream = open_stream(settings, check_inputs(settings, take_in or []))
     last = len(settings.stream.learning_tasks)
@@ -67,7 +73,8 @@ def continual_update(
             console.print(f"update {position}, {record.result.learning_task}: already version {record.result.version}")
         records.append(record)
     records[-1] = with_unseen(stream, records, data_sets)
-    return publish_outputs(stream, collect_result(stream, records), parent_run)
+    result = collect_result(stream, records)
+    return Completed(message=outcome(stream, result), data=publish_outputs(stream, result, parent_run))
 
 
 def begin(stream: Stream) -> dict[str, DatasetRef]:

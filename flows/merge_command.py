@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from flows.one_sentence import Debug, Json, errors_in_one_sentence
 from recall.progress import console
@@ -113,7 +114,7 @@ def merge(
 
         record = merge_models(request)
     for warning in record.warnings:
-        console.print(f"[yellow]warning[/]: {warning}", highlight=False, soft_wrap=True)
+        console.print(f"[yellow]warning[/]: {escape(warning)}", highlight=False, soft_wrap=True)
     if as_json:
         print(record.model_dump_json(indent=1))
         return

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from pathlib import Path
+from types import TracebackType
 from typing import Annotated
 
 import typer
 
-from recall.errors import BadInput, Failed
+from recall.errors import BadInput, Failed, without_secrets
 from recall.progress import console
 
 Config = Annotated[Path, typer.Option(help="the settings file")]
@@ -30,11 +32,20 @@ class errors_in_one_sentence:  # noqa: N801 - reads as a statement: with errors_
         pass
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        if error is None or self.debug or not isinstance(error, Exception):
+        if error is None or not isinstance(error, Exception):
+            return
+        if self.debug:
+            sys.excepthook = _print_without_secrets
             return
         sentence = str(error)
         if not isinstance(error, BadInput | Failed):
             first_line = sentence.splitlines()[0] if sentence else "no message"
             sentence = f"{type(error).__name__}: {first_line} (--debug shows where)"
-        console.print(f"recall: {sentence}", style="red", markup=False, highlight=False, soft_wrap=True)
+        console.print(
+            f"recall: {without_secrets(sentence)}", style="red", markup=False, highlight=False, soft_wrap=True
+        )
         sys.exit(2 if isinstance(error, BadInput) else 1)
+
+
+def _print_without_secrets(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
+    print(without_secrets("".join(traceback.format_exception(kind, error, where))), file=sys.stderr, end="")

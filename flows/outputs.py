@@ -10,6 +10,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from flows.stream_state import Stream
 from recall.continual_metrics import all_metrics
 from recall.learning_tasks import count_rows
+from recall.markdown import escaped
 from recall.report import write_report
 from recall.results import StreamResult
 from recall.standings import headings, points, summary_rows
@@ -21,20 +22,34 @@ REPORTS = Path("reports")
 
 
 def publish_outputs(stream: Stream, result: StreamResult, parent_run: str | None) -> dict[str, Any]:
-    """Write `reports/`, and for new updates MLflow's parent run and Prefect's artifacts too; returns the JSON."""
+    """Write `reports/`, Prefect's artifacts, and for new updates MLflow's parent run too; returns the JSON."""
     report = REPORTS / "report.html"
     test_rows = {name: count_rows(stream.settings.task_folder(name) / "test.jsonl") for name in result.metrics}
     write_report(result, report, test_rows)
     write_metric_files(result, REPORTS)
     write_text(REPORTS / "result.json", result.model_dump_json(indent=1))
     shown = to_json(result, report, test_rows)
+    _prefect_artifacts(result, [outcome(stream, result), str(shown["verdict"])])
     if parent_run is not None:
-        _prefect_artifacts(result, str(shown["verdict"]))
         registry.finish_stream_run(parent_run, _final_metrics(result), [report, REPORTS / "result.json"])
     return {"summary": shown, "result": result.model_dump(mode="json")}
 
 
-def _prefect_artifacts(result: StreamResult, sentence: str) -> None:
+def outcome(stream: Stream, result: StreamResult) -> str:
+    """One sentence: which updates were made, or that nothing was new, and why it is a draft where it is one."""
+    name = f"models:/{result.stream}/{result.updates[-1].version}"
+    made = [update.learning_task for update in result.updates if not update.reused]
+    said = (
+        f"{len(made)} of {len(result.updates)} updates made ({', '.join(made)}), registered as {name}"
+        if made
+        else f"nothing new: {name} holds every learning task of the stream at its present data and settings"
+    )
+    if result.draft and stream.inputs.draft_reasons:
+        said += f"; a draft, which can never be promoted: {'; '.join(stream.inputs.draft_reasons)}"
+    return said
+
+
+def _prefect_artifacts(result: StreamResult, sentences: list[str]) -> None:
     names = ["method", *(name for name, _ in headings(result))]
     rows = [
         [row.label, *("" if cell is None else f"{points(cell):.1f}" for cell in row.cells)]
@@ -42,14 +57,13 @@ def _prefect_artifacts(result: StreamResult, sentence: str) -> None:
     ]
     version = result.updates[-1].version
     lines = [
-        f"# {result.stream}, version {version}",
+        f"# {escaped(result.stream)}, version {version}",
+        *(line for sentence in sentences for line in ("", escaped(sentence))),
         "",
-        sentence,
-        "",
-        f"| {' | '.join(names)} |",
+        f"| {' | '.join(map(escaped, names))} |",
         "|---" * len(names) + "|",
     ]
-    lines += [f"| {' | '.join(row)} |" for row in rows]
+    lines += [f"| {' | '.join(map(escaped, row))} |" for row in rows]
     create_markdown_artifact("\n".join(lines), key="continual-update", description="What RECALL kept and lost")
     create_table_artifact([dict(zip(names, row, strict=True)) for row in rows], key="continual-update-scores")
 

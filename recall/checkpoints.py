@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,7 @@ def _check_weights(folder: Path, single: str) -> None:
     index = folder / f"{single}.index.json"
     if index.is_file():
         shards = sorted(set(read_json(index).get("weight_map", {}).values()))
+        check_plain_names(index, shards)
         missing = [name for name in shards if not (folder / name).is_file()]
         if missing or not shards:
             raise BadInput(f"{index} names {missing[0] if missing else 'no shard'}, which is not there; copy it again")
@@ -110,6 +112,17 @@ def _check_weights(folder: Path, single: str) -> None:
                 pass
         except (SafetensorError, OSError) as error:
             raise BadInput(f"{folder / name} is damaged or cut short ({one_line(error)}); copy it again") from error
+
+
+def check_plain_names(index: Path, names: Iterable[Any]) -> None:
+    """Check that an index names files of its own folder and no other.
+
+    Raises:
+        BadInput: a name has a folder in it, or is none.
+    """
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise BadInput(f"{index} names {name!r}, which is no file of its folder; it was altered, copy it again")
 
 
 def copy_side_files(folder: Path, out: Path) -> None:

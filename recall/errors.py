@@ -1,5 +1,12 @@
 """The two ways a command can end badly; both are one sentence for a person, never a traceback."""
 
+import os
+import re
+
+CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
+SECRET_NAME = re.compile(r"TOKEN|PASSWORD|SECRET|API_KEY|AUTH_STRING|ACCESS_KEY")
+SHORTEST_SECRET = 6
+
 
 class BadInput(ValueError):
     """What the user gave cannot be used: exit code 2. The message names the thing, what was found and what to do."""
@@ -12,3 +19,15 @@ class Failed(RuntimeError):
 def one_line(error: Exception) -> str:
     """The first 200 characters of an error of a library, for a sentence of ours."""
     return " ".join(str(error).split())[:200]
+
+
+def without_secrets(text: str) -> str:
+    """The text without user and password of any URL, and without the value of any secret of the environment.
+
+    A variable is a secret by its name: one with TOKEN, PASSWORD, SECRET, API_KEY, ACCESS_KEY or AUTH_STRING in it.
+    """
+    text = CREDENTIALS.sub("***@", text)
+    for name, value in os.environ.items():
+        if SECRET_NAME.search(name) and len(value) >= SHORTEST_SECRET:
+            text = text.replace(value, "***")
+    return text

@@ -155,7 +155,7 @@ class _Watch(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         partial = folder / f"{MARKER}.partial"
-        partial.write_text(json.dumps({"digest": self.digest, "sizes": _sizes(folder)}))
+        partial.write_text(json.dumps({"digest": self.digest, "files": _files(folder)}))
         partial.rename(folder / MARKER)
 
 
@@ -238,15 +238,17 @@ def _last_complete(work: Path, digest: str) -> Path | None:
             marker = json.loads((folder / MARKER).read_text())
         except (OSError, ValueError):
             marker = None
-        if marker == {"digest": digest, "sizes": _sizes(folder)}:
+        if marker == {"digest": digest, "files": _files(folder)}:
             complete.append(folder)
         else:
             shutil.rmtree(folder)
     return max(complete, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
 
 
-def _sizes(folder: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if not path.name.startswith(MARKER)}
+def _files(folder: Path) -> dict[str, str]:
+    """Every file's SHA-256: what was altered since is not handed to `torch.load`, whose format is a pickle."""
+    files = [path for path in sorted(folder.iterdir()) if not path.name.startswith(MARKER)]
+    return {path.name: sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def _digest(rows: list[Row], settings: FinetuningSettings, keep: Consolidation | None) -> str:

@@ -20,6 +20,8 @@ def load_settings(config: Path, profile: str | None = None, overrides: list[str]
     """
     values = _read_yaml(config)
     if profile is not None:
+        if Path(profile).name != profile:
+            raise BadInput(f"profile {profile!r} is no name of a file in {config.parent / 'profiles'}")
         values = _overlay(values, _read_yaml(config.parent / "profiles" / f"{profile}.yaml"))
     for override in overrides or []:
         key, separator, text = override.partition("=")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import html
-import re
 from typing import TYPE_CHECKING
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from recall.markdown import code, escaped
 
 if TYPE_CHECKING:
     from recall.lineage import Lineage
@@ -48,14 +48,9 @@ def version_card(lineage: Lineage, stream: str, version: str, learning_tasks: li
     )
 
 
-def escape_markdown(text: str) -> str:
-    """Text that Markdown shows as it is, on one line: no markup, no HTML, no cell or code span that ends early."""
-    return re.sub(r"([\\`*_\[\]|])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
-
-
 def _templates() -> Environment:
     templates = Environment(
         loader=PackageLoader("recall"), undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False
     )
-    templates.filters["md"] = escape_markdown
+    templates.filters |= {"escaped": escaped, "code": code}
     return templates

@@ -18,6 +18,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from recall.checkpoints import check_plain_names
 from recall.errors import BadInput, Failed, one_line
 
 SHARD_BYTES = 5_000_000_000
@@ -102,6 +103,7 @@ def weight_files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         named = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        check_plain_names(index, named)
         missing = [name for name in named if not (folder / name).is_file()]
         if missing:
             raise BadInput(f"{index} names {missing[0]}, which is not there; copy the checkpoint again")

@@ -95,6 +95,7 @@ def check_clean(path: Path) -> str:
     Raises:
         BadInput: it differs (the changed files are named), is missing or is not tracked.
     """
+    check_links(path)
     tracked, found = tracked_hash(path), working_hash(path)
     if tracked != found:
         raise BadInput(
@@ -102,6 +103,18 @@ def check_clean(path: Path) -> str:
             f"to take it in as a new version, or undo the change with `dvc checkout --force {path}`"
         )
     return tracked
+
+
+def check_links(path: Path) -> None:
+    """Check that a data set is made of files that lie in it; links into DVC's cache (`cache.type symlink`) may stand.
+
+    Raises:
+        BadInput: a link leads elsewhere; its target could be any file of this machine, and would be copied.
+    """
+    own, cache = path.resolve(), cache_folder(path)
+    for file in path.rglob("*"):
+        if file.is_symlink() and not any(file.resolve().is_relative_to(folder) for folder in (own, cache)):
+            raise BadInput(f"{file} is a link that leads out of {path}; put the file itself there")
 
 
 def take_in(path: Path) -> str:
@@ -114,6 +127,7 @@ def take_in(path: Path) -> str:
         BadInput: there is no such file or folder, or no DVC repository.
         Failed: DVC refuses, or the remote cannot be reached.
     """
+    check_links(path)
     root, found = repository(path), working_hash(path)
     target = _relative(root, path)
     stages = [stage for stage in _lock(root).values() if target in [out["path"] for out in stage.get("outs", [])]]
@@ -171,9 +185,7 @@ def remote_url(path: Path = Path()) -> str | None:
     """The default remote's URL (an absolute path for a local one), or None where the repository names none."""
     root = repository(path)
     url = None
-    config = configparser.ConfigParser()
-    files = [root / ".dvc" / name for name in ("config", "config.local")]
-    config.read(files, encoding="utf-8")
+    config = _config(root)
     name = config.get("core", "remote", fallback=None)
     if name is not None:
         url = config.get(f"'remote \"{name}\"'", "url", fallback=None)
@@ -183,9 +195,13 @@ def remote_url(path: Path = Path()) -> str | None:
 def cache_folder(path: Path = Path()) -> Path:
     """Where DVC keeps its objects on this machine."""
     root = repository(path)
+    return (root / ".dvc" / _config(root).get("cache", "dir", fallback="cache")).resolve()
+
+
+def _config(root: Path) -> configparser.ConfigParser:
     config = configparser.ConfigParser()
     config.read([root / ".dvc" / name for name in ("config", "config.local")], encoding="utf-8")
-    return (root / ".dvc" / config.get("cache", "dir", fallback="cache")).resolve()
+    return config
 
 
 def git_commit(path: Path = Path()) -> tuple[str | None, bool]:

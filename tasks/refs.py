@@ -7,10 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from recall.checkpoints import Checkpoint
 from recall.learning_tasks import Row, TaskSpec, json_lines
+
+PLAIN = r"^[A-Za-z0-9_-]+$"
 
 
 def digest(value: Any) -> str:
@@ -41,7 +43,9 @@ class Ref(BaseModel):
 class ArtifactRef(Ref):
     """An artifact of the store, `<store>/<kind>/<fingerprint>/`; `sha256` covers its manifest's list of files."""
 
-    kind: str
+    # Both name folders of the store, and come from files and servers that others can write.
+    kind: str = Field(pattern=PLAIN)
+    fingerprint: str = Field(pattern=PLAIN)
     sha256: str
 
     def at(self, root: Path) -> Ref:

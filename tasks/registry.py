@@ -9,10 +9,12 @@ import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
 
+from filelock import FileLock
 from pydantic import ValidationError
 
-from recall.errors import BadInput, Failed
+from recall.errors import BadInput, Failed, without_secrets
 from recall.lineage import Lineage, sha256
 from tasks.records import UpdateRecord
 from tasks.refs import ArtifactRef, digest, file_sha256
@@ -20,7 +22,7 @@ from tasks.store import Store, seal
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import LoggedModel, Run
     from mlflow.entities.model_registry import ModelVersion
 
 KEY = "recall.update_key"
@@ -42,16 +44,52 @@ def client() -> MlflowClient:
     os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{Path('mlflow.db').resolve()}")
     import mlflow
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
-    uri = os.environ["MLFLOW_TRACKING_URI"]
+    uri = _without_credentials(os.environ["MLFLOW_TRACKING_URI"])
+    os.environ["MLFLOW_TRACKING_URI"] = uri
     mlflow.set_tracking_uri(uri)
     try:
+        _make_database(uri)
         found = mlflow.MlflowClient()
         found.search_experiments(max_results=1)
-    except (MlflowException, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise BadInput(f"MLflow's store {uri} cannot be used ({reason}); set MLFLOW_TRACKING_URI") from error
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        reason = without_secrets((str(error).splitlines() or [type(error).__name__])[0])
+        raise BadInput(
+            f"MLflow's store {without_secrets(uri)} cannot be used ({reason}); set MLFLOW_TRACKING_URI"
+        ) from error
     return found
+
+
+def _without_credentials(uri: str) -> str:
+    """A server's user and password go from its address to MLflow's own variables: addresses get into messages."""
+    parts = urlsplit(uri)
+    if not parts.scheme.startswith("http") or parts.username is None:
+        return uri
+    os.environ.setdefault("MLFLOW_TRACKING_USERNAME", unquote(parts.username))
+    os.environ.setdefault("MLFLOW_TRACKING_PASSWORD", unquote(parts.password or ""))
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+def _make_database(uri: str) -> None:
+    """Make SQLite's file whole or not at all: a process killed in MLflow's first migrations leaves one that no later
+    process can open."""
+    from mlflow import MlflowClient
+
+    file = Path(uri.removeprefix("sqlite:///"))
+    if not uri.startswith("sqlite:///") or file.exists():
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{file}.lock"):
+        if file.exists():
+            return
+        making = file.with_name(file.name + ".making")
+        for left_over in file.parent.glob(f"{making.name}*"):
+            left_over.unlink()
+        MlflowClient(f"sqlite:///{making}", f"sqlite:///{making}").search_experiments(max_results=1)
+        os.replace(making, file)
+    # Whoever still waits for it finds the file made.
+    Path(f"{file}.lock").unlink(missing_ok=True)
 
 
 def find_update(stream: str, key: str) -> UpdateRecord | None:
@@ -146,12 +184,15 @@ def restore(store: Store, stream: str, record: UpdateRecord, ref: ArtifactRef) -
         local = Path(mlflow.artifacts.download_artifacts(origin, dst_path=str(work)))
         with store.publishing(ref.kind, ref.fingerprint) as out:
             for file in (local if is_expert else local / "model").iterdir():
+                if file.is_symlink() or not file.is_file():
+                    raise Failed(f"version {version.version} of {stream}: {file.name} in {origin} is no plain file")
                 if file.name != "manifest.json":
                     os.replace(file, out / file.name)
             fields = ref.model_dump(mode="json", exclude={"kind", "fingerprint", "path", "sha256"})
-            seal(out, {"kind": ref.kind, "fingerprint": ref.fingerprint, "restored_from": origin, "fields": fields})
-            if not is_expert and _files_sha256(out) != version.tags[SHA256]:
-                raise Failed(f"version {version.version} of {stream}: MLflow holds other weights than were registered")
+            manifest = {"kind": ref.kind, "fingerprint": ref.fingerprint, "restored_from": origin, "fields": fields}
+            content = seal(out, manifest)
+            if content != ref.sha256 or (not is_expert and _files_sha256(out) != version.tags[SHA256]):
+                raise Failed(f"version {version.version} of {stream}: MLflow holds other files than were registered")
         shutil.rmtree(work)
 
 
@@ -214,12 +255,21 @@ def _files_sha256(folder: Path) -> str:
 
 
 def _experiment(stream: str) -> str:
-    found = client().get_experiment_by_name(stream)
-    if found is not None:
-        return str(found.experiment_id)
+    from mlflow.exceptions import MlflowException
+
     # A server keeps artifacts where it was told to; the embedded store keeps them beside its database.
     local = os.environ["MLFLOW_TRACKING_URI"].startswith("sqlite")
-    return str(client().create_experiment(stream, Path("mlartifacts").resolve().as_uri() if local else None))
+    place = Path("mlartifacts").resolve().as_uri() if local else None
+    found = client().get_experiment_by_name(stream)
+    if found is None:
+        try:
+            return str(client().create_experiment(stream, place))
+        except MlflowException:
+            # Another process was faster.
+            found = client().get_experiment_by_name(stream)
+            if found is None:
+                raise
+    return str(found.experiment_id)
 
 
 def _version_with(stream: str, tags: dict[str, str]) -> ModelVersion | None:
@@ -305,6 +355,9 @@ def _register_model(stream: str, run_id: str, merged: ArtifactRef, tags: dict[st
 
     logged = client().search_logged_models([_experiment(stream)], filter_string=f"source_run_id = '{run_id}'")
     ready = [model for model in logged if model.status == "READY"]
+    for model in logged:
+        if model.status != "READY":
+            _forget_logged_model(model)
     if ready:
         uri = ready[0].model_uri
     else:
@@ -317,6 +370,16 @@ def _register_model(stream: str, run_id: str, merged: ArtifactRef, tags: dict[st
                 pip_requirements=[f"{name}=={version}" for name, version in versions.items()],
             ).model_uri
     return str(mlflow.register_model(uri, stream, tags=tags).version)
+
+
+def _forget_logged_model(model: LoggedModel) -> None:
+    """Remove what a killed process, or a full disk, left of a model: its files first, so that none lose their entry."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    repository = get_artifact_repository(model.artifact_location)
+    if repository.list_artifacts():
+        repository.delete_artifacts()
+    client().delete_logged_model(model.model_id)
 
 
 def _now_ms() -> int:

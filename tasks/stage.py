@@ -7,18 +7,20 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from prefect import Task
-from prefect.settings import PREFECT_RESULTS_LOCAL_STORAGE_PATH
 from pydantic import BaseModel
+from rich.markup import escape
 
+from recall.errors import Failed
 from recall.progress import console
+from tasks import prefect_results
 from tasks.fingerprints import StageFingerprint, fingerprint, source_digest, stable
-from tasks.refs import Ref
+from tasks.refs import CheckpointRef, Ref
 from tasks.store import Store, seal
 
 R = TypeVar("R", bound=Ref)
@@ -52,7 +54,7 @@ def stage(kind: str, ref: type[R]) -> Callable[[Callable[..., dict[str, Any]]], 
                 if store.damage(kind, key) is not None:
                     _publish(store, kind, key, label, body, inputs)
                 shutil.rmtree(store.work(key), ignore_errors=True)
-            return _read_ref(store, kind, key, ref)
+            return _read_ref(store, kind, key, ref, inputs)
 
         task = Task(
             make,
@@ -66,19 +68,18 @@ def stage(kind: str, ref: type[R]) -> Callable[[Callable[..., dict[str, Any]]], 
         def call(store: Store, label: str, **inputs: Any) -> R:
             key = fingerprint(name, code, inputs)
             damage = store.damage(kind, key)
-            if damage and (store.folder(kind, key).exists() or _known_to_prefect(key)):
-                console.print(f"[yellow]warning[/]: {damage}; {name} {label} is made again", highlight=False)
-            run = task.with_options(task_run_name=f"{name}: {label}", refresh_cache=damage is not None)
+            if damage and (store.folder(kind, key).exists() or prefect_results.exists(key)):
+                console.print(f"[yellow]warning[/]: {escape(damage)}; {name} {label} is made again", highlight=False)
+            trusted = damage is None and prefect_results.holds(key, _read_ref(store, kind, key, ref, inputs))
+            if not trusted:
+                prefect_results.forget(key)
+            run = task.with_options(task_run_name=f"{name}: {label}", refresh_cache=not trusted)
             found: R = run(store, label, inputs)
-            return found.at(store.root)  # type: ignore[return-value]
+            return _here(found, store, inputs)
 
         return call
 
     return decorate
-
-
-def _known_to_prefect(key: str) -> bool:
-    return (Path(PREFECT_RESULTS_LOCAL_STORAGE_PATH.value()) / key).exists()
 
 
 def _publish(
@@ -101,14 +102,39 @@ def _publish(
         seal(out, manifest)
 
 
-def _read_ref(store: Store, kind: str, key: str, ref: type[R]) -> R:
+def _read_ref(store: Store, kind: str, key: str, ref: type[R], inputs: dict[str, Any]) -> R:
     manifest = store.manifest(kind, key)
     assert manifest is not None
-    path = store.folder(kind, key)
-    found = ref.model_validate(
-        {"kind": kind, "fingerprint": key, "path": path, "sha256": manifest["sha256"], **manifest["fields"]}
-    )
-    return found.at(store.root)  # type: ignore[return-value]
+    own = {"kind": kind, "fingerprint": key, "path": store.folder(kind, key), "sha256": manifest["sha256"]}
+    return _here(ref.model_validate(manifest["fields"] | own), store, inputs)
+
+
+def _here(found: R, store: Store, inputs: dict[str, Any]) -> R:
+    """The reference with this store's paths, and this run's for the base model, wherever it was recorded."""
+    moved = found.at(store.root)
+    bases = {base.fingerprint: base for base in _base_models(list(inputs.values()))}
+    return _over(moved, bases)  # type: ignore[return-value]
+
+
+def _base_models(value: Any) -> Iterator[CheckpointRef]:
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _base_models(item)
+    elif isinstance(value, CheckpointRef):
+        if value.kind == "base_model":
+            yield value
+        yield from _base_models(value.base)
+
+
+def _over(ref: Ref, bases: dict[str, CheckpointRef]) -> Ref:
+    """The same reference over one of `bases`: no manifest says where the base model lies."""
+    if not isinstance(ref, CheckpointRef) or ref.base is None:
+        return ref
+    if ref.base.kind != "base_model":
+        return ref.model_copy(update={"base": _over(ref.base, bases)})
+    if ref.base.fingerprint not in bases:
+        raise Failed(f"{ref.path} says that it was made over another base model than its inputs; remove that folder")
+    return ref.model_copy(update={"base": bases[ref.base.fingerprint]})
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import os
 import shutil
@@ -12,13 +13,43 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from recall.errors import BadInput, Failed
 from tasks.refs import digest, file_sha256
 
 MANIFEST = "manifest.json"
 NOT_WRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+
+
+class FileEntry(BaseModel):
+    """A file as the manifest has it; `size` in bytes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    size: int
+    sha256: str
+
+
+class Manifest(BaseModel):
+    """The part of a manifest that says whether the artifact is whole.
+
+    `sha256` covers the files, `manifest_sha256` all that the manifest says beside itself (None in old ones).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    kind: str
+    fingerprint: str
+    files: dict[str, FileEntry]
+    sha256: str
+    manifest_sha256: str | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """Is the manifest what `seal` wrote?"""
+        said = digest(self.model_dump(mode="json", exclude={"manifest_sha256"}))
+        return self.sha256 == _content_digest(self.files) and self.manifest_sha256 in {said, None}
 
 
 class Store(BaseModel):
@@ -64,25 +95,23 @@ class Store(BaseModel):
             return None
         return found
 
-    def damage(self, kind: str, fingerprint: str, *, hashes: bool = False) -> str | None:
-        """What is wrong with a published artifact, in words; None if all its files are there and of the right size.
+    def damage(self, kind: str, fingerprint: str, *, hashes: bool = True) -> str | None:
+        """What is wrong with a published artifact, in words; None if its files are all there, and those recorded.
 
         Args:
-            hashes: read every byte and compare SHA-256 too.
+            hashes: compare every file's SHA-256, not its size alone.
         """
         folder = self.folder(kind, fingerprint)
-        manifest = self.manifest(kind, fingerprint)
-        if manifest is None:
-            return f"{folder / MANIFEST} is missing or no JSON"
-        for name, expected in manifest["files"].items():
-            file = folder / name
-            if not file.is_file():
-                return f"{file} is missing"
-            if file.stat().st_size != expected["size"]:
-                return f"{file} has {file.stat().st_size} bytes, not {expected['size']}"
-            if hashes and file_sha256(file) != expected["sha256"]:
-                return f"{file} has changed: its SHA-256 is not the recorded one"
-        return None
+        try:
+            manifest = Manifest.model_validate(self.manifest(kind, fingerprint))
+        except ValidationError:
+            return f"{folder / MANIFEST} is missing or no manifest"
+        if (manifest.kind, manifest.fingerprint) != (kind, fingerprint):
+            return f"{folder / MANIFEST} is that of another artifact"
+        if not manifest.is_whole:
+            return f"{folder / MANIFEST} has changed: its own SHA-256 is not the recorded one"
+        broken = (_file_damage(folder, name, entry, hashes) for name, entry in manifest.files.items())
+        return next(filter(None, broken), None)
 
     @contextmanager
     def publishing(self, kind: str, fingerprint: str) -> Iterator[Path]:
@@ -122,14 +151,47 @@ def seal(folder: Path, manifest: dict[str, Any]) -> str:
         for file in sorted(folder.rglob("*"))
         if file.is_file()
     }
-    content = digest({name: entry["sha256"] for name, entry in files.items()})
-    (folder / MANIFEST).write_text(json.dumps(manifest | {"files": files, "sha256": content}, indent=2, sort_keys=True))
+    content = _content_digest({name: FileEntry.model_validate(entry) for name, entry in files.items()})
+    whole = manifest | {"files": files, "sha256": content}
+    whole["manifest_sha256"] = digest(whole)
+    (folder / MANIFEST).write_text(json.dumps(whole, indent=2, sort_keys=True), encoding="utf-8")
     for file in folder.rglob("*"):
         if file.is_file():
             with file.open("rb") as opened:
                 os.fsync(opened.fileno())
     _fsync_folder(folder)
     return content
+
+
+def _file_damage(folder: Path, name: str, expected: FileEntry, hashes: bool) -> str | None:
+    file = folder / name
+    if not _inside(folder, file) or not file.is_file():
+        return f"{file} is missing"
+    if file.stat().st_size != expected.size:
+        return f"{file} has {file.stat().st_size} bytes, not {expected.size}"
+    if hashes and _sha256_once(file) != expected.sha256:
+        return f"{file} has changed: its SHA-256 is not the recorded one"
+    return None
+
+
+def _content_digest(files: dict[str, FileEntry]) -> str:
+    return digest({name: entry.sha256 for name, entry in files.items()})
+
+
+def _inside(folder: Path, file: Path) -> bool:
+    """Does the file lie in the folder, links followed?"""
+    return file.resolve().is_relative_to(folder.resolve())
+
+
+def _sha256_once(file: Path) -> str:
+    """A file's SHA-256; bytes that this process has hashed and nobody has written since are not read again."""
+    state = file.stat()
+    return _sha256_of(file, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+
+
+@functools.lru_cache(maxsize=10_000)
+def _sha256_of(file: Path, *_state: int) -> str:
+    return file_sha256(file)
 
 
 def _fsync_folder(folder: Path) -> None:

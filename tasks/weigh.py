@@ -26,7 +26,7 @@ def weigh(
 
     from recall.weighting import weigh as weigh_layers
 
-    hidden_KLPE = np.stack([np.load(ref.path / "representations.npy") for ref in representations])
+    hidden_KLPE = np.stack([np.load(ref.path / "representations.npy", allow_pickle=False) for ref in representations])
     weights_LK, similarities_LK, sigma_L = weigh_layers(hidden_KLPE, settings)
     modules = settings.granularity == "module"
     _write(job, pool, names, weights_LK.tolist(), similarities_LK.tolist(), sigma_L.tolist(), modules)

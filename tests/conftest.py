@@ -1,18 +1,14 @@
 """Tiny models and a tokenizer, made once: no network, no real weights."""
 
-import string
-
 import pytest
+import tiny
 import torch
-from tiny import llama
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import GPT2Config, GPT2LMHeadModel
 
-pytest_plugins = ["merge_fixture", "prefect_fixture"]
-END, PAD = "<|end|>", "<|pad|>"
+pytest_plugins = ["merge_fixture", "prefect_fixture", "servers"]
 
 # Files that run the whole flow many times go first, so that no worker is left alone with one at the end.
-SLOWEST_FIRST = ("test_kill", "test_continual_update", "test_baselines", "test_schedule")
+SLOWEST_FIRST = ("test_chaos", "test_kill", "test_continual_update", "test_baselines", "test_schedule")
 
 
 def pytest_collection_modifyitems(items):
@@ -28,23 +24,15 @@ def one_thread():
 
 @pytest.fixture(scope="session")
 def tiny_tokenizer():
-    """One token a byte, but one for a space with a small letter; text in small letters has ids below 96."""
-    space, newline = "Ġ", "Ċ"
-    pairs = [space + letter for letter in string.ascii_lowercase]
-    first = [END, PAD, *string.ascii_lowercase, *pairs, space, newline, *string.digits, *string.ascii_uppercase]
-    rest = sorted(set(pre_tokenizers.ByteLevel.alphabet()) - set(first))
-    vocabulary = {token: i for i, token in enumerate([*first, *rest])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[(space, letter) for letter in string.ascii_lowercase]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=PAD)
+    """See `tiny.tokenizer`."""
+    return tiny.tokenizer()
 
 
 @pytest.fixture(scope="session")
 def tiny_model_folder(tmp_path_factory, tiny_tokenizer):
     """A random Llama in float32 with its tokenizer: 3 blocks, grouped queries, tied head."""
     folder = tmp_path_factory.mktemp("tiny") / "llama"
-    llama(folder, vocab_size=len(tiny_tokenizer), hidden_size=32, intermediate_size=48, initializer_range=0.2)
+    tiny.llama(folder, vocab_size=len(tiny_tokenizer), hidden_size=32, intermediate_size=48, initializer_range=0.2)
     tiny_tokenizer.save_pretrained(folder)
     return folder
 

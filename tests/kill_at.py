@@ -23,7 +23,7 @@ def arrange(moment):
     elif moment == "writing a checkpoint":
         from recall import finetuning
 
-        finetuning._sizes = die
+        finetuning._files = die
     elif moment == "register":
         import mlflow
 

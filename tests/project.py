@@ -141,7 +141,7 @@ def make_project(folder: Path, tokenizer, api_url: str | None = None) -> Project
         "threads": 1,
     }
     (folder / "params.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
-    (folder / ".gitignore").write_text(".store/\n.dvc-remote/\nmlflow.db\nmlartifacts/\nreports/\n")
+    (folder / ".gitignore").write_text(".store/\n.dvc-remote/\nmlflow.db*\nmlartifacts/\nreports/\n")
     project.git("init", "--quiet")
     project.dvc("init", "--quiet")
     project.dvc("config", "core.analytics", "false")

@@ -1,90 +1,160 @@
-"""The deployment of prefect.yaml on a real server: its schedule makes runs (one wrong pin, and it never does)."""
+"""The deployments of prefect.yaml on a real server with a real worker: a schedule fires, and so does an event."""
 
-import os
-import socket
+import datetime
+import re
+import shutil
+import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import httpx
 import pytest
+import yaml
+from project import make_project
+from servers import wait_for
 
 pytestmark = pytest.mark.server
 PROJECT = Path(__file__).parent.parent
+SECONDS = 25  # between two scheduled runs
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    """Environment of commands that talk to a fresh `prefect server`."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    home = tmp_path_factory.mktemp("prefect")
-    environment = os.environ | {
-        "PREFECT_HOME": str(home),
-        "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
-        "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{home}/prefect.db",
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    }
-    command = [
-        sys.executable,
-        "-m",
-        "prefect",
-        "server",
-        "start",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        "--no-ui",
-    ]
-    log = (home / "server.log").open("w")
-    process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
-    try:
-        wait_for(lambda: healthy(environment), "the server answers", (home / "server.log").read_text)
-        yield environment
-    finally:
-        process.terminate()
-        process.wait(timeout=60)
+class Prefect:
+    """The server's API and command, as one who has its password uses them."""
+
+    def __init__(self, clients):
+        self.clients = clients
+
+    def ask(self, path, **query):
+        login = tuple(self.clients["PREFECT_API_AUTH_STRING"].split(":"))
+        answer = httpx.post(f"{self.clients['PREFECT_API_URL']}{path}", json=query, auth=login, timeout=30)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def runs(self, state, **where):
+        """The runs of a state, the first that ended first."""
+        found = self.ask("/flow_runs/filter", flow_runs={"state": {"type": {"any_": [state]}}}, sort="END_TIME_DESC")
+        return [run for run in reversed(found) if where.items() <= run.items()]
+
+    def messages(self):
+        """What the runs that ended said, in their order."""
+        failed = [run["state"]["message"] for state in ("FAILED", "CRASHED") for run in self.runs(state)]
+        assert not failed, failed
+        return [run["state"]["message"] for run in self.runs("COMPLETED")]
 
 
-def healthy(environment):
-    try:
-        return httpx.get(environment["PREFECT_API_URL"] + "/health").status_code == 200
-    except httpx.TransportError:
-        return False
-
-
-def wait_for(condition, what, log):
-    deadline = time.monotonic() + 180
-    while not condition():
-        assert time.monotonic() < deadline, f"{what}: not within 180 s\n{log()}"
-        time.sleep(0.5)
-
-
-def prefect(environment, *arguments):
-    command = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
-    done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True)
+def command(folder, environment, *arguments):
+    run = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
+    done = subprocess.run(run, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
-def test_the_weekly_update_is_scheduled(server):
-    prefect(server, "work-pool", "create", "recall", "--type", "process")
-    prefect(server, "deploy", "--all")
+@pytest.fixture(scope="module")
+def prefect(servers):
+    return Prefect(servers.clients)
 
-    def scheduled():
-        query = {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}, "limit": 10}
-        return httpx.post(server["PREFECT_API_URL"] + "/flow_runs/filter", json=query).json()
 
-    wait_for(scheduled, "a scheduled run", lambda: "")
-    runs = scheduled()
+@pytest.fixture(scope="module")
+def team(servers, tmp_path_factory, tiny_tokenizer):
+    """A project with one learning task and the code, as a checkout has it: data on S3, commits on a Git remote."""
+    folder = tmp_path_factory.mktemp("team")
+    project = make_project(folder / "project", tiny_tokenizer)
+    project.environment = servers.environment | servers.clients | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": "",
+        "PATH": f"{Path(sys.executable).parent}:{servers.environment['PATH']}",
+    }  # fmt: skip
+    for name in ("flows", "tasks", "recall"):
+        shutil.copytree(PROJECT / name, project.folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    stream = {"name": "scheduled", "learning_tasks": ["reviews"], "unseen": ["films"]}
+    project.params(lambda values: values.update(stream=stream, baselines=[]))
+    project.dvc("remote", "add", "--default", "--force", "s3", "s3://dvc/scheduled")
+    project.dvc("push", "--quiet")
+    with (project.folder / ".gitignore").open("a") as file:
+        file.write("__pycache__/\n")
+    deployments = yaml.safe_load((PROJECT / "prefect.yaml").read_text())
+    soon = datetime.datetime.now(datetime.UTC).isoformat()
+    update = next(entry for entry in deployments["deployments"] if entry["name"] == "weekly-update")
+    update["schedules"] = [{"interval": SECONDS, "anchor_date": soon, "slug": "often", "active": True}]
+    deployments["deployments"] = [update]
+    (project.folder / "prefect.yaml").write_text(yaml.safe_dump(deployments, sort_keys=False))
+    project.commit("the code, and data on S3")
+    project.git("init", "--quiet", "--bare", str(folder / "origin.git"))
+    project.git("remote", "add", "origin", str(folder / "origin.git"))
+    project.git("push", "--quiet", "--set-upstream", "origin", "HEAD")
+    return project
+
+
+@pytest.fixture(scope="module")
+def worker(team, prefect):
+    """A worker in a clone of its own, which the deployment names, and its log."""
+    folder = team.folder.parent / "worker"
+    team.git("clone", "--quiet", str(team.folder.parent / "origin.git"), str(folder))
+    command(folder, team.environment, "deploy", "--all")
+    log = folder.parent / "worker.log"
+    start = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "recall"]
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            start, cwd=folder, env=team.environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        yield log
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=60)
+
+
+def push_data(team, first_row, message):
+    """A new version of the learning task's rows: to S3 by DVC, then its hash to the Git remote."""
+    team.write_data("reviews", train=(first_row, 24))
+    team.dvc("add", "--quiet", "data/reviews")
+    team.dvc("push", "--quiet")
+    team.commit(message)
+    team.git("push", "--quiet")
+
+
+def test_the_deployments_of_this_project_are_scheduled_one_run_at_a_time(servers, prefect):
+    environment = servers.environment | servers.clients
+    command(PROJECT, environment, "work-pool", "create", "recall", "--type", "process")
+    command(PROJECT, environment, "deploy", "--all")
+    wait_for(lambda: prefect.runs("SCHEDULED"), "a scheduled run")
+    deployments = {entry["name"]: entry for entry in prefect.ask("/deployments/filter")}
+    update = deployments["weekly-update"]
+    runs = prefect.runs("SCHEDULED", deployment_id=update["id"])
     assert {run["parameters"]["config"] for run in runs} == {"params.yaml"}
-    deployments = httpx.post(server["PREFECT_API_URL"] + "/deployments/filter", json={}).json()
-    (deployment,) = deployments
-    assert deployment["entrypoint"] == "flows/continual_update.py:continual_update"
-    assert deployment["global_concurrency_limit"]["limit"] == 1
-    assert deployment["concurrency_options"]["collision_strategy"] == "ENQUEUE"
-    results = deployment["job_variables"]["env"]["PREFECT_RESULTS_LOCAL_STORAGE_PATH"]
+    assert update["entrypoint"] == "flows/continual_update.py:continual_update"
+    assert update["global_concurrency_limit"]["limit"] == 1
+    assert update["concurrency_options"]["collision_strategy"] == "ENQUEUE"
+    results = update["job_variables"]["env"]["PREFECT_RESULTS_LOCAL_STORAGE_PATH"]
     assert results == f"{PROJECT}/.store/results"
+    for name in deployments:
+        command(PROJECT, environment, "deployment", "delete", f"continual-update/{name}")
+
+
+def test_a_schedule_takes_in_what_is_new_and_otherwise_says_that_nothing_is(team, prefect, worker):
+    wait_for(lambda: len(prefect.messages()) >= 2, "an update and a run after it", worker.read_text)
+    push_data(team, 300, "new reviews")
+    made = "1 of 1 updates made (reviews), registered as models:/scheduled/"
+    nothing = "nothing new: models:/scheduled/"
+    wait_for(lambda: f"{nothing}2" in "".join(prefect.messages()), "a run after the second update", worker.read_text)
+    told = [re.match(r".*models:/scheduled/\d", message)[0] for message in prefect.messages()]
+    first, second = [f"{made}1", f"{nothing}1"], [f"{made}2", f"{nothing}2"]
+    assert list(dict.fromkeys(told)) == first + second
+    assert told.count(f"{made}1") == told.count(f"{made}2") == 1
+    assert all(run["auto_scheduled"] for run in prefect.runs("COMPLETED"))
+    shown = prefect.ask("/artifacts/latest/filter", artifacts={"key": {"any_": ["continual-update"]}})
+    assert f"{nothing}2" in shown[0]["data"]
+
+
+def test_an_event_says_that_data_was_pushed_and_starts_an_update_at_once(team, prefect, worker):
+    schedules = prefect.ask("/deployments/filter")[0]["schedules"]
+    command(team.folder, team.environment, "deployment", "schedule", "pause", "continual-update/weekly-update",
+            schedules[0]["id"])  # fmt: skip
+    wait_for(
+        lambda: not any(map(prefect.runs, ("SCHEDULED", "PENDING", "RUNNING"))), "an idle worker", worker.read_text
+    )
+    push_data(team, 500, "newer reviews")
+    command(team.folder, team.environment, "event", "emit", "recall.data.pushed", "--resource-id", "recall.data")
+    wait_for(lambda: prefect.runs("COMPLETED", auto_scheduled=False), "a run by the event", worker.read_text)
+    assert prefect.messages()[-1] == "1 of 1 updates made (reviews), registered as models:/scheduled/3"

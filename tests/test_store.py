@@ -1,5 +1,6 @@
 """The artifact store: published whole or not at all, verified, and locked by processes that may die."""
 
+import json
 import os
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import pytest
 
 from recall.errors import BadInput, Failed
+from tasks.refs import digest, file_sha256
 from tasks.store import MANIFEST, Store, seal
 
 
@@ -21,7 +23,7 @@ def publish(store, text="weights", fingerprint="f1"):
         (out / "sub").mkdir()
         (out / "model.txt").write_text(text)
         (out / "sub" / "more.txt").write_text("more")
-        seal(out, {"kind": "merged"})
+        seal(out, {"kind": "merged", "fingerprint": fingerprint})
     return store.folder("merged", fingerprint)
 
 
@@ -60,7 +62,7 @@ def test_a_damaged_artifact_is_replaced(store):
     [
         (lambda folder: (folder / "model.txt").unlink(), "model.txt is missing"),
         (lambda folder: (folder / "model.txt").write_text("longer weights"), "has 14 bytes, not 7"),
-        (lambda folder: (folder / MANIFEST).write_text("{"), "missing or no JSON"),
+        (lambda folder: (folder / MANIFEST).write_text("{"), "missing or no manifest"),
     ],
 )
 def test_damage_is_found_and_named(store, harm, words):
@@ -68,10 +70,38 @@ def test_damage_is_found_and_named(store, harm, words):
     assert words in store.damage("merged", "f1")
 
 
-def test_a_changed_byte_is_found_where_hashes_are_asked_for(store):
-    (publish(store) / "model.txt").write_text("Weights")
+def test_a_changed_byte_is_found(store):
+    folder = publish(store)
     assert store.damage("merged", "f1") is None
-    assert "has changed" in store.damage("merged", "f1", hashes=True)
+    (folder / "model.txt").write_text("Weights")
+    assert "model.txt has changed" in store.damage("merged", "f1")
+    assert store.damage("merged", "f1", hashes=False) is None
+
+
+def test_a_changed_manifest_is_found(store):
+    manifest = publish(store) / MANIFEST
+    manifest.write_text(manifest.read_text().replace("merged", "merge_"))
+    assert "manifest.json is that of another artifact" in store.damage("merged", "f1")
+    manifest.write_text(manifest.read_text().replace("merge_", "merged").replace("{", '{"seconds": 1,', 1))
+    assert "manifest.json has changed" in store.damage("merged", "f1")
+
+
+@pytest.mark.parametrize("name", ["../../secret.txt", "/etc/hostname", "link.txt"])
+def test_a_manifest_cannot_name_a_file_outside_the_artifact(store, name, tmp_path):
+    """Were it followed, a secret's size and hash could be found out by trying."""
+    folder = publish(store)
+    (tmp_path / "store" / "secret.txt").write_text("secret")
+    (folder / "link.txt").symlink_to(tmp_path / "store" / "secret.txt")
+    for file in folder.rglob("*"):
+        if file.name == MANIFEST:
+            file.unlink()
+    seal(folder, {"kind": "merged", "fingerprint": "f1"})
+    manifest = json.loads((folder / MANIFEST).read_text())
+    outside = {name: {"size": 6, "sha256": file_sha256(tmp_path / "store" / "secret.txt")}}
+    forged = manifest | {"files": outside, "sha256": digest({name: outside[name]["sha256"]})}
+    del forged["manifest_sha256"]
+    (folder / MANIFEST).write_text(json.dumps(forged))
+    assert "is missing" in store.damage("merged", "f1")
 
 
 def test_the_digest_covers_names_and_bytes_and_nothing_else(store):

@@ -1,12 +1,35 @@
-"""Tiny random models, made on the spot."""
+"""Tiny random models and a tokenizer, made on the spot."""
 
+import string
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from recall.checkpoints import Checkpoint
+
+END, PAD = "<|end|>", "<|pad|>"
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token a byte, but one for a space with a small letter; text in small letters has ids below 96."""
+    space, newline = "Ġ", "Ċ"
+    pairs = [space + letter for letter in string.ascii_lowercase]
+    first = [END, PAD, *string.ascii_lowercase, *pairs, space, newline, *string.digits, *string.ascii_uppercase]
+    rest = sorted(set(pre_tokenizers.ByteLevel.alphabet()) - set(first))
+    vocabulary = {token: i for i, token in enumerate([*first, *rest])}
+    found = Tokenizer(models.BPE(vocab=vocabulary, merges=[(space, letter) for letter in string.ascii_lowercase]))
+    found.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    found.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=found, eos_token=END, pad_token=PAD)
 
 
 def llama(folder: Path, seed: int = 0, dtype: torch.dtype = torch.float32, **changes) -> Checkpoint:

@@ -1,0 +1,166 @@
+"""Projects to break: fresh copies of one tiny project, and what an undisturbed run of it ends with."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+TESTS = Path(__file__).parent.parent / "tests"
+sys.path.insert(0, str(TESTS))
+
+import project as tiny_project  # noqa: E402
+import tiny  # noqa: E402
+from servers import Servers  # noqa: E402
+
+RUN = ("-m", "flows.cli", "run", "--json")
+MAKE_DATABASES = (
+    ("-m", "prefect", "server", "database", "upgrade", "--yes"),
+    ("-c", "from tasks import registry; registry.client()"),
+)
+# A run takes half a minute; one that waits for a lock or a server that is gone would wait for ever.
+PATIENCE_S = 420
+
+
+@dataclass
+class Victim:
+    """A copy of the project with databases of its own; `inside` is a command that enters its mount namespace."""
+
+    project: tiny_project.Project
+    inside: list[str] = field(default_factory=list)
+    # The same folder as this process sees it, where the copy lies in another mount namespace.
+    seen_at: Path | None = None
+    stream: str = "tiny"
+
+    @property
+    def folder(self) -> Path:
+        """Where to look at what the run left."""
+        return self.seen_at or self.project.folder
+
+    def of_its_own_stream(self, name: str) -> None:
+        """Register under another name: on one registry, this copy's versions are no other's."""
+        self.stream = name
+        self.project.params(lambda values: values["stream"].update(name=name))
+        self.project.commit("a stream of its own")
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start `recall run --json` (or another Python command) in a process group of its own."""
+        return subprocess.Popen(
+            [*self.inside, sys.executable, *(arguments or RUN)],
+            cwd=None if self.inside else self.project.folder,
+            env=self.project.environment | {"PWD": str(self.project.folder)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def bring_out(self) -> None:
+        """Copy what the run left out of its mount namespace: SQLite opens no file through /proc."""
+        if self.seen_at is not None:
+            copy = self.project.folder.parent.with_name(f"{self.project.folder.parent.name}-seen")
+            shutil.copytree(self.seen_at, copy, symlinks=True)
+            self.seen_at = copy
+
+    def finish(self, *arguments: str) -> tuple[int, str]:
+        """Run to the end; returns exit code and output."""
+        return ended(self.start(*arguments))
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Wait for a run; one that hangs is killed and counts as failed."""
+    try:
+        output, _ = process.communicate(timeout=PATIENCE_S)
+    except subprocess.TimeoutExpired:
+        kill_group(process)
+        return -signal.SIGKILL, f"hung for {PATIENCE_S} s"
+    return process.returncode, output
+
+
+def kill_group(process: subprocess.Popen[str]) -> None:
+    """kill -9 of the run and of all that it started, Prefect's ephemeral server included."""
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def wait_or_over(process: subprocess.Popen[str], seconds: float) -> bool:
+    """Let the run go on for so long; False if it was over before."""
+    try:
+        process.wait(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return True
+    return False
+
+
+class Bench:
+    """The tiny project of the tests with two learning tasks, its finished twin, and room for copies."""
+
+    def __init__(self, room: Path) -> None:
+        self.room = room
+        self._numbers = itertools.count(1)
+        # Processes that faults need until everything was looked at.
+        self.closing: list[subprocess.Popen[str]] = []
+        self.servers: Servers | None = None
+        template = tiny_project.make_project(room / "template" / "project", tiny.tokenizer())
+        stream = {"learning_tasks": ["reviews", "countries"], "unseen": ["films"]}
+        template.params(lambda values: values["stream"].update(stream) or values.update(baselines=[]))
+        template.commit("two learning tasks")
+        shutil.copytree(room / "template", room / "unused", symlinks=True)
+        # Copies have databases already, as on any day but the first, which is a fault of its own.
+        for command in MAKE_DATABASES:
+            code, output = self.at(room / "template").finish(*command)
+            assert code == 0, output
+        self.undisturbed = self.fresh("undisturbed")
+        started = time.monotonic()
+        code, output = self.undisturbed.finish()
+        assert code == 0, output
+        self.seconds = time.monotonic() - started
+        self.bytes = _size(self.undisturbed.folder.parent) - _size(room / "template")
+
+    def fresh(self, name: str, template: str = "template") -> Victim:
+        """A new copy in which nothing has run yet; of `unused`, one that has no database either."""
+        place = self.room / f"{next(self._numbers)}-{name.replace(' ', '-')}"
+        shutil.copytree(self.room / template, place, symlinks=True)
+        return self.at(place)
+
+    def close(self) -> None:
+        """End what faults kept alive."""
+        if self.servers is not None:
+            self.servers.close()
+        for process in self.closing:
+            process.kill()
+            process.wait()
+
+    def at(self, place: Path) -> Victim:
+        """The copy that lies in `place`."""
+        project = tiny_project.Project(place / "project")
+        project.environment |= {"HF_HUB_OFFLINE": "1", "PREFECT_HOME": str(place / "prefect")}
+        project.environment |= {"PYTHONPATH": str(TESTS.parent)}
+        return Victim(project)
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def end_orphans(room: Path) -> int:
+    """End what killed runs left running (Prefect's ephemeral servers); returns how many there were."""
+    left = [process for process in psutil.process_iter() if _belongs_to(process, room)]
+    for process in left:
+        process.kill()
+    return len(left)
+
+
+def _belongs_to(process: psutil.Process, room: Path) -> bool:
+    try:
+        return process.pid != os.getpid() and process.environ().get("PREFECT_HOME", "").startswith(f"{room}/")
+    except (psutil.Error, OSError):
+        return False
