@@ -6,17 +6,21 @@ READY := $(VENV)/.ready
 PYTEST := python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 export PATH := $(BIN):$(PATH)
 
-.PHONY: setup data run test test-slow lint types check clean
+.PHONY: setup data run test test-slow test-server lint types check clean
 
 run: data
 	recall run
 
 test: setup
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not server"
 
 # The whole flow killed in every stage, grown, moved to another machine, and with every baseline.
 test-slow: setup
-	$(PYTEST) -m slow
+	$(PYTEST) -m "slow and not server"
+
+# PostgreSQL, S3, MLflow and Prefect, started once for all of them (docs/production.md); without PostgreSQL they skip.
+test-server: setup
+	python -m pytest -m server -rs
 
 check: setup lint types
 	lint-imports
