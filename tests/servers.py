@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 PROJECT = Path(__file__).parent.parent
@@ -43,7 +44,7 @@ def missing():
     return "; ".join(PROGRAMS[name] for name in needed if shutil.which(name, path=path) is None)
 
 
-def documented(ports=None):
+def page(ports=None):
     """The commands of docs/production.md by name, with its ports replaced."""
     text = (PROJECT / "docs" / "production.md").read_text()
     blocks = dict(re.findall(r"^```bash (\S+)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE))
@@ -91,7 +92,7 @@ class Servers:
         self.folder = Path(tempfile.mkdtemp(prefix="recall-servers-"))
         self.folder.chmod(0o711)  # PostgreSQL runs as another user where the tests run as root
         self.ports = free_ports()
-        self.commands = documented(self.ports)
+        self.commands = page(self.ports)
         self.running = {}
         # No other server's address or key reaches these.
         kept = {name: value for name, value in os.environ.items() if not re.match("PREFECT_|MLFLOW_|AWS_|PG", name)}
@@ -111,6 +112,21 @@ class Servers:
         self._bash(self.commands["once-buckets"])
         self.start("mlflow", "prefect")
         self._bash(self.commands["once-user"])
+
+    def documented(self, *names):
+        """Command line of documented commands for those who use the servers: they read their own keys alone."""
+        return ["bash", "-euc", "".join(self.commands[name] for name in ("read-keys", *names))]
+
+    def secrets(self):
+        """Name to value of every secret of servers and users."""
+        lines = [line for file in ("clients.env", "servers.env") for line in (self.folder / file).read_text().split()]
+        pairs = dict(line.split("=", 1) for line in lines if "=" in line)
+        return {name: value.split(":")[-1] for name, value in pairs.items() if re.search("SECRET|PASS|KEY$|AUTH", name)}
+
+    def processes(self):
+        """Every process of the servers."""
+        own = [psutil.Process(started.pid) for started in self.running.values()]
+        return [process for one in own for process in (one, *one.children(recursive=True))]
 
     def start(self, *names):
         """Start servers together, and wait until they all answer."""

@@ -87,13 +87,13 @@ def team(servers, tmp_path_factory, tiny_tokenizer):
 
 
 @pytest.fixture(scope="module")
-def worker(team, prefect):
+def worker(servers, team, prefect):
     """A worker in a clone of its own, which the deployment names, and its log."""
     folder = team.folder.parent / "worker"
     team.git("clone", "--quiet", str(team.folder.parent / "origin.git"), str(folder))
     command(folder, team.environment, "deploy", "--all")
     log = folder.parent / "worker.log"
-    start = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "recall"]
+    start = servers.documented("worker")
     with log.open("w") as output:
         process = subprocess.Popen(
             start, cwd=folder, env=team.environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
@@ -116,8 +116,7 @@ def push_data(team, first_row, message):
 
 def test_the_deployments_of_this_project_are_scheduled_one_run_at_a_time(servers, prefect):
     environment = servers.environment | servers.clients
-    command(PROJECT, environment, "work-pool", "create", "recall", "--type", "process")
-    command(PROJECT, environment, "deploy", "--all")
+    subprocess.run(servers.documented("deploy"), cwd=PROJECT, env=environment, check=True, timeout=120)
     wait_for(lambda: prefect.runs("SCHEDULED"), "a scheduled run")
     deployments = {entry["name"]: entry for entry in prefect.ask("/deployments/filter")}
     update = deployments["weekly-update"]
@@ -147,7 +146,7 @@ def test_a_schedule_takes_in_what_is_new_and_otherwise_says_that_nothing_is(team
     assert f"{nothing}2" in shown[0]["data"]
 
 
-def test_an_event_says_that_data_was_pushed_and_starts_an_update_at_once(team, prefect, worker):
+def test_an_event_says_that_data_was_pushed_and_starts_an_update_at_once(servers, team, prefect, worker):
     schedules = prefect.ask("/deployments/filter")[0]["schedules"]
     command(team.folder, team.environment, "deployment", "schedule", "pause", "continual-update/weekly-update",
             schedules[0]["id"])  # fmt: skip
@@ -155,6 +154,6 @@ def test_an_event_says_that_data_was_pushed_and_starts_an_update_at_once(team, p
         lambda: not any(map(prefect.runs, ("SCHEDULED", "PENDING", "RUNNING"))), "an idle worker", worker.read_text
     )
     push_data(team, 500, "newer reviews")
-    command(team.folder, team.environment, "event", "emit", "recall.data.pushed", "--resource-id", "recall.data")
+    subprocess.run(servers.documented("event"), cwd=team.folder, env=team.environment, check=True, timeout=60)
     wait_for(lambda: prefect.runs("COMPLETED", auto_scheduled=False), "a run by the event", worker.read_text)
     assert prefect.messages()[-1] == "1 of 1 updates made (reviews), registered as models:/scheduled/3"
