@@ -38,7 +38,7 @@ def examine(
     """
     started = time.monotonic()
     stream, number = find_version(uri)
-    with TemporaryDirectory(prefix="recall-audit-") as folder:
+    with TemporaryDirectory(prefix="recall-audit-", ignore_cleanup_errors=True) as folder:
         work = Path(folder)
         try:
             chain, links = read_chain(stream, number, work)

@@ -23,7 +23,9 @@ def check_data(chain: Sequence[Registered], store: Store, work: Path) -> Iterato
     for update in chain:
         lineage = update.lineage
         base = lineage.base_model
-        wanted = [("base model", "base", base.path or "", base.dvc_hash, base.files, None)]
+        wanted: list[tuple[str, str, str, str, Files | None, Path | None]] = [
+            ("base model", "base", base.path or "", base.dvc_hash, base.files, None)
+        ]
         wanted += [
             (f"data set {entry.name}", "data", entry.path, entry.dvc_hash, entry.files,
              store.folder("datasets", entry.fingerprint))

@@ -131,7 +131,7 @@ def _fetch(stream: str, number: str, run_id: str, work: Path) -> Registered:
     from mlflow.exceptions import MlflowException
 
     try:
-        folder = _local(registry.client().get_run(run_id).info.artifact_uri)
+        folder = _local(str(registry.client().get_run(run_id).info.artifact_uri))
         if folder is None:
             folder = work / f"run-{run_id}"
             folder.mkdir(exist_ok=True)
@@ -160,13 +160,13 @@ def _fetch_model(version: ModelVersion, out: Path) -> Path:
     from mlflow.exceptions import MlflowException
 
     try:
-        found = version.source
+        found = str(version.source)
         if found.startswith("models:/m-"):
-            found = registry.client().get_logged_model(found.removeprefix("models:/")).artifact_location
+            found = str(registry.client().get_logged_model(found.removeprefix("models:/")).artifact_location)
         local = _local(found)
         if local is None:
             out.mkdir(exist_ok=True)
-            mlflow.artifacts.download_artifacts(version.source, dst_path=str(out))
+            mlflow.artifacts.download_artifacts(str(version.source), dst_path=str(out))
         return local or out
     except (MlflowException, OSError):
         return out

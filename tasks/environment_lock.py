@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Container
 from importlib import metadata
 from pathlib import Path
 
@@ -26,10 +27,10 @@ def lock_differences(lock: str, pyproject: Path) -> list[str]:
         if (name := canonicalize_name(pin.name)) in installed
         and not pin.specifier.contains(Version(installed[name]).public, prereleases=True)
     ]
-    return other + [f"{name} is missing" for name in sorted(_missing(pyproject, installed.keys()))]
+    return other + [f"{name} is missing" for name in sorted(_missing(pyproject, installed))]
 
 
-def _missing(pyproject: Path, installed: set[str]) -> set[str]:
+def _missing(pyproject: Path, installed: Container[str]) -> set[str]:
     """What the project's dependencies come to, and is not installed."""
     project = tomllib.loads(pyproject.read_text(encoding="utf-8")).get("project", {})
     waiting = [Requirement(text) for text in project.get("dependencies", [])]

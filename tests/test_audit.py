@@ -316,7 +316,7 @@ def test_a_scheduled_audit_fails_where_a_link_does_not_hold_and_shows_it_in_pref
     registry.client().set_registered_model_alias("tiny", "champion", "2")
     assert audit_flow()["verdict"].startswith("models:/tiny@champion passed at level hashes")
     artifact(project, 1, "weights.json").write_text("{}")
-    with pytest.raises(Failed, match="update 1, weights.json"):
+    with pytest.raises(Failed, match=r"update 1, weights\.json"):
         audit_flow()
     assert "- failed: update 1, weights.json: expected SHA-256" in Artifact.get("audit").data
 
