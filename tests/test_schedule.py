@@ -45,7 +45,9 @@ class Prefect:
 
 def command(folder, environment, *arguments):
     run = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
-    done = subprocess.run(run, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+    # `prefect.yaml` names the folder by $PWD, which a shell sets.
+    own = environment | {"PWD": str(folder)}
+    done = subprocess.run(run, cwd=folder, env=own, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
