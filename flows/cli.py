@@ -15,17 +15,12 @@ from rich.console import Console
 
 from flows.environment import set_defaults
 from flows.merge_command import merge, moments
-from flows.one_sentence import Debug, Json, errors_in_one_sentence
+from flows.one_sentence import Config, Debug, Json, Overrides, Profile, errors_in_one_sentence
+from flows.promotion_command import promote, rollback, status
 from recall.results import StreamResult
 from recall.settings import Settings, load_settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
-
-Config = Annotated[Path, typer.Option(help="the settings file")]
-Profile = Annotated[str | None, typer.Option(help="lay profiles/NAME.yaml over the settings")]
-Overrides = Annotated[
-    list[str], typer.Option("--set", metavar="KEY=VALUE", help="change one setting, e.g. finetuning.epochs=3")
-]
 
 
 @app.callback()
@@ -103,6 +98,9 @@ def _show(found: dict[str, Any], seconds: float) -> None:
 
 app.command()(merge)
 app.command()(moments)
+app.command()(promote)
+app.command()(rollback)
+app.command()(status)
 
 
 def main() -> None:

@@ -116,6 +116,8 @@ def update(
         base_scores=values(base),
         before=before,
         draft=bool(stream.inputs.draft_reasons),
+        evaluations=scores["recall"] | {f"base/{column}": found for column, found in base.items()},
+        earlier=registry.run_ids(stream.settings.stream.name, [record.result.version for record in earlier]),
     )
     lineage, tags = lineage_of(stream, record, data_sets), version_tags(stream, record)
     version = register(stream.store, stream.settings.stream.name, position, parent_run, record, lineage, tags)

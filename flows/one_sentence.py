@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,6 +11,11 @@ import typer
 from recall.errors import BadInput, Failed
 from recall.progress import console
 
+Config = Annotated[Path, typer.Option(help="the settings file")]
+Profile = Annotated[str | None, typer.Option(help="lay profiles/NAME.yaml over the settings")]
+Overrides = Annotated[
+    list[str], typer.Option("--set", metavar="KEY=VALUE", help="change one setting, e.g. finetuning.epochs=3")
+]
 Json = Annotated[bool, typer.Option("--json", help="print JSON to standard output")]
 Debug = Annotated[bool, typer.Option(help="show the traceback of an error")]
 

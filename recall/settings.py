@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from recall.errors import BadInput
 from recall.learning_tasks import TaskSpec
 from recall.merge_settings import Baseline, MergingSettings
+from recall.promotion_settings import PromotionSettings
 from recall.seeds import SEEDS
 
 # What else lies in the data folder.
@@ -174,6 +175,12 @@ class StreamSettings(Frozen):
     learning_tasks: list[str] = Field(min_length=1)
     unseen: list[str] = []
 
+    @model_validator(mode="after")
+    def _not_a_ledger(self) -> StreamSettings:
+        if self.name.endswith(".ledger"):
+            raise ValueError(f"name {self.name} is kept for the ledger of another stream; choose one without .ledger")
+        return self
+
 
 class BaseModelSettings(Frozen):
     """Where M_0 comes from: exactly one of a pinned PyPI file, a hub id with revision, or a local folder."""
@@ -208,6 +215,7 @@ class Settings(Frozen):
     weighting: WeightingSettings = WeightingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     merging: MergingSettings = MergingSettings()
+    promotion: PromotionSettings = PromotionSettings()
     baselines: list[Baseline] = ["sequential", "average"]
     threads: int = Field(
         0, ge=0, description="CPU threads of torch; 0 takes one for every core that this process may use"

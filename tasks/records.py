@@ -13,6 +13,7 @@ from tasks.refs import (
     MomentsRef,
     RepresentationsRef,
     SamplesRef,
+    ScoreRef,
     WeightsRef,
 )
 
@@ -42,7 +43,9 @@ class UpdateRecord(BaseModel):
 
     `model_key` covers what can change the merged model, `key` what can change any score too.
     `scores[method][column]` is the method's row of R; `base_scores` are row 0 of the columns first needed here, and
-    `before[method]` is the score on the new learning task before it was taken in.
+    `before[method]` is the score on the new learning task before it was taken in. `evaluations` are RECALL's, by
+    learning task, and those behind `base_scores` (`base/<learning task>`); the run has each as `scores/<name>.json`,
+    row by row. `earlier` are the MLflow runs of the updates before.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -56,3 +59,5 @@ class UpdateRecord(BaseModel):
     base_scores: dict[str, float]
     before: dict[str, float]
     draft: bool
+    evaluations: dict[str, ScoreRef] = {}
+    earlier: list[str] = []

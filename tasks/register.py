@@ -13,7 +13,7 @@ from tasks.records import UpdateRecord
 from tasks.store import Store
 
 
-def _may_pass(task: Any, run: Any, state: Any) -> bool:
+def may_pass(task: Any, run: Any, state: Any) -> bool:
     """A server or a database may answer next time; bad input and a refusal of ours will not change."""
     return not isinstance(state.result(raise_on_failure=False), BadInput | Failed)
 
@@ -23,7 +23,7 @@ def _may_pass(task: Any, run: Any, state: Any) -> bool:
     task_run_name="register: {stream} update {position}",
     cache_policy=NO_CACHE,
     retries=2,
-    retry_condition_fn=_may_pass,
+    retry_condition_fn=may_pass,
     retry_delay_seconds=5,
 )
 def register(

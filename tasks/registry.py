@@ -153,6 +153,46 @@ def restore(store: Store, stream: str, record: UpdateRecord, ref: ArtifactRef) -
         shutil.rmtree(work)
 
 
+def versions(stream: str, tags: dict[str, str] | None = None) -> list[ModelVersion]:
+    """Every version of a registered model that has these tags, oldest first; none where there is no such model."""
+    wanted = [f"name = '{stream}'", *(f"tags.`{name}` = '{value}'" for name, value in (tags or {}).items())]
+    found: list[ModelVersion] = []
+    page, token = True, None
+    while page:
+        part = client().search_model_versions(" and ".join(wanted), page_token=token)
+        found += part
+        token = part.token
+        page = bool(token)
+    return sorted(found, key=lambda version: int(version.version))
+
+
+def version(stream: str, number: str) -> ModelVersion:
+    """One version.
+
+    Raises:
+        Failed: it was deleted, or never made.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client().get_model_version(stream, number)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        raise Failed(f"version {number} of {stream} is not in the registry; `recall status` shows what is") from error
+
+
+def run_ids(stream: str, numbers: list[str | None]) -> list[str]:
+    """The runs with the newest scores of versions."""
+    return [version(stream, str(number)).tags[RUN] for number in numbers]
+
+
+def aliases(stream: str) -> dict[str, str]:
+    """Alias to version of a registered model; none where there is no such model."""
+    found = client().search_registered_models(f"name = '{stream}'")
+    return {name: str(number) for name, number in found[0].aliases.items()} if found else {}
+
+
 def weights_sha256(store: Store, merged: ArtifactRef) -> str:
     """SHA-256 of a merged model's weights: of the one file, or of the list of the shards' digests."""
     manifest = store.manifest(merged.kind, merged.fingerprint) or {"files": {}}
@@ -175,9 +215,8 @@ def _experiment(stream: str) -> str:
 
 
 def _version_with(stream: str, tags: dict[str, str]) -> ModelVersion | None:
-    wanted = " and ".join([f"name = '{stream}'", *(f"tags.`{name}` = '{value}'" for name, value in tags.items())])
-    versions = client().search_model_versions(wanted)
-    return max(versions, key=lambda version: int(version.version)) if versions else None
+    found = versions(stream, tags)
+    return found[-1] if found else None
 
 
 def _runs_with(stream: str, tags: dict[str, str], status: str | None = None) -> list[Run]:
@@ -208,6 +247,9 @@ def _log_files(run_id: str, record: UpdateRecord, lineage: dict[str, Any]) -> No
     client().log_artifacts(run_id, str(models.expert.path), "expert")
     if models.samples:
         client().log_artifact(run_id, str(models.samples.path / "samples.jsonl"))
+    for name, found in record.evaluations.items():
+        text = (found.path / "evaluation.json").read_text(encoding="utf-8")
+        client().log_text(run_id, text, f"scores/{name}.json")
 
 
 def _log_metrics(run_id: str, record: UpdateRecord) -> None:
