@@ -12,6 +12,7 @@ from prefect.runtime import flow_run
 from prefect.states import Completed
 
 from flows.baselines import learn_baseline
+from flows.lineage import lineage_of, version_tags
 from flows.outputs import outcome, publish_outputs
 from flows.pools import heldout, merge_pool, start_model
 from flows.preflight import check_inputs
@@ -19,11 +20,9 @@ from flows.stream_state import (
     Stream,
     bring_back,
     collect_result,
-    lineage_of,
     open_stream,
     registered_update,
     update_result,
-    version_tags,
 )
 from recall.progress import console
 from recall.settings import load_settings
@@ -119,7 +118,7 @@ def update(
         evaluations=scores["recall"] | {f"base/{column}": found for column, found in base.items()},
         earlier=registry.run_ids(stream.settings.stream.name, [record.result.version for record in earlier]),
     )
-    lineage, tags = lineage_of(stream, record, data_sets), version_tags(stream, record)
+    lineage, tags = lineage_of(stream, record, earlier, data_sets), version_tags(stream, record)
     version = register(stream.store, stream.settings.stream.name, position, parent_run, record, lineage, tags)
     return record.model_copy(update={"result": record.result.model_copy(update={"version": version})})
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
@@ -15,11 +13,9 @@ from recall.results import MergeWeights, ScoreMatrix, StreamResult, UpdateResult
 from recall.settings import Settings
 from tasks import registry
 from tasks.records import Models, UpdateRecord
-from tasks.refs import ArtifactRef, CheckpointRef, DatasetRef, Ref, ScoreRef, digest, file_sha256
+from tasks.refs import ArtifactRef, CheckpointRef, Ref, ScoreRef, digest, file_sha256
 from tasks.store import Store
 from tasks.versioning import version_base
-
-LOCK_FILE = Path(__file__).parent.parent / "constraints.txt"
 
 
 @dataclass(frozen=True)
@@ -170,57 +166,6 @@ def update_result(
     return UpdateResult(learning_task=learning_task, expert_score=expert_score, merge=merge, seconds=seconds)
 
 
-def lineage_of(stream: Stream, record: UpdateRecord, data_sets: dict[str, DatasetRef]) -> dict[str, Any]:
-    """Everything that the merged model was made from, for an audit."""
-    models = record.models["recall"]
-    manifest = stream.store.manifest("experts", models.expert.fingerprint) or {}
-    return {
-        "update_key": record.key,
-        "git_commit": stream.inputs.git_commit,
-        "draft_because": list(stream.inputs.draft_reasons),
-        "base_model": {"dvc_hash": stream.inputs.base_hash, "fingerprint": stream.base.fingerprint},
-        "data_sets": [
-            {
-                "name": name,
-                "path": str(stream.settings.task_folder(name)),
-                "dvc_hash": data_set.dvc_hash,
-                "fingerprint": data_set.fingerprint,
-                "rows": {split.path.stem: split.rows for split in (data_set.train, data_set.test) if split},
-                "trained_on": name == record.result.learning_task,
-            }
-            for name, data_set in data_sets.items()
-            if name in (*stream.seen(record.position), *stream.settings.stream.unseen)
-        ],
-        "expert": models.expert.fingerprint,
-        "samples": models.samples.fingerprint if models.samples else None,
-        "weights": models.weights.fingerprint if models.weights else None,
-        "merged": models.current.fingerprint,
-        "settings": stream.settings.model_dump(mode="json"),
-        "environment": manifest.get("environment"),
-        "environment_lock_sha256": _lock_sha256(),
-    }
-
-
-def version_tags(stream: Stream, record: UpdateRecord) -> dict[str, str]:
-    """The tags of a registered version (DESIGN 7); the registry adds the update's key and the weights' SHA-256."""
-    models = record.models["recall"]
-    tags = {
-        "recall.git_commit": stream.inputs.git_commit or "none",
-        "recall.draft": str(bool(stream.inputs.draft_reasons)).lower(),
-        "recall.draft_because": "; ".join(stream.inputs.draft_reasons),
-        "recall.learning_task": record.result.learning_task,
-        "recall.position": str(record.position),
-        "recall.settings_sha256": digest(stream.settings.model_dump(mode="json")),
-        "recall.base_dvc_hash": stream.inputs.base_hash,
-        "recall.base_fingerprint": stream.base.fingerprint,
-        "recall.expert_fingerprint": models.expert.fingerprint,
-        "recall.merged_fingerprint": models.current.fingerprint,
-        "recall.environment_lock_sha256": _lock_sha256(),
-    }
-    names = [*stream.seen(record.position), *stream.settings.stream.unseen]
-    return tags | {f"recall.data.{name}": stream.inputs.data_hashes[name] for name in names}
-
-
 def _rebound(models: Models, stream: Stream) -> Models:
     """The same references in this run's store and over this run's base model, wherever they were recorded."""
 
@@ -234,7 +179,3 @@ def _rebound(models: Models, stream: Stream) -> Models:
         return ref.at(stream.store.root)
 
     return models.model_copy(update={name: here(value) for name, value in models})
-
-
-def _lock_sha256() -> str:
-    return hashlib.sha256(LOCK_FILE.read_bytes()).hexdigest() if LOCK_FILE.exists() else "none"

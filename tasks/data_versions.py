@@ -83,7 +83,7 @@ def working_hash(path: Path) -> str:
         BadInput: there is no such file or folder.
     """
     if path.is_file():
-        return _md5(path)
+        return file_md5(path)
     if not path.is_dir():
         raise BadInput(f"{path} does not exist; bring it with `dvc pull` or make it with `dvc repro`")
     return _listing_hash(_files(path))
@@ -98,7 +98,7 @@ def check_clean(path: Path) -> str:
     tracked, found = tracked_hash(path), working_hash(path)
     if tracked != found:
         raise BadInput(
-            f"{path} differs from what DVC tracks{_difference(path, tracked)}; run again with --take-in {path.name} "
+            f"{path} differs from what DVC tracks{difference(path, tracked)}; run again with --take-in {path.name} "
             f"to take it in as a new version, or undo the change with `dvc checkout --force {path}`"
         )
     return tracked
@@ -120,12 +120,12 @@ def take_in(path: Path) -> str:
     if stages:
         for dependency in stages[0].get("deps", []):
             ensure_present(root / dependency["path"])  # `dvc commit` hashes them too
-        _dvc(root, "commit", "--force", target)
+        dvc(root, "commit", "--force", target)
         _hold(path)
     else:
-        _dvc(root, "add", target)
+        dvc(root, "add", target)
     if remote_url(root) is not None:
-        _dvc(root, "push", target)
+        dvc(root, "push", target)
     return found
 
 
@@ -139,7 +139,7 @@ def ensure_present(path: Path) -> None:
     if not path.exists():
         tracked_hash(path)
         root = repository(path)
-        _dvc(root, "pull", _relative(root, path))
+        dvc(root, "pull", _relative(root, path))
 
 
 def unpushed(paths: list[Path]) -> list[Path]:
@@ -156,15 +156,15 @@ def unpushed(paths: list[Path]) -> list[Path]:
 
 def _cloud_status(paths: list[Path]) -> dict[str, str]:
     root = repository(paths[0])
-    found: dict[str, str] = json.loads(_dvc(root, "status", "--cloud", "--json", *(_relative(root, p) for p in paths)))
+    found: dict[str, str] = json.loads(dvc(root, "status", "--cloud", "--json", *(_relative(root, p) for p in paths)))
     return found
 
 
 def _holds(url: str, tracked: str) -> bool:
-    listing = _object(Path(url), tracked)
+    listing = object_file(Path(url), tracked)
     if not tracked.endswith(".dir") or not listing.is_file():
         return listing.is_file()
-    return all(_object(Path(url), entry["md5"]).is_file() for entry in json.loads(listing.read_bytes()))
+    return all(object_file(Path(url), entry["md5"]).is_file() for entry in json.loads(listing.read_bytes()))
 
 
 def remote_url(path: Path = Path()) -> str | None:
@@ -180,11 +180,27 @@ def remote_url(path: Path = Path()) -> str | None:
     return url if url is None or "://" in url else str((root / ".dvc" / url).resolve())
 
 
+def cache_folder(path: Path = Path()) -> Path:
+    """Where DVC keeps its objects on this machine."""
+    root = repository(path)
+    config = configparser.ConfigParser()
+    config.read([root / ".dvc" / name for name in ("config", "config.local")], encoding="utf-8")
+    return (root / ".dvc" / config.get("cache", "dir", fallback="cache")).resolve()
+
+
 def git_commit(path: Path = Path()) -> tuple[str | None, bool]:
     """(commit of the Git repository around `path` or None, is its tree clean?); files that Git ignores do not count."""
-    commit = _git(path, "rev-parse", "--verify", "--quiet", "HEAD")
-    changes = _git(path, "status", "--porcelain")
+    commit = git(path, "rev-parse", "--verify", "--quiet", "HEAD")
+    changes = git(path, "status", "--porcelain")
     return (commit or None), changes == ""
+
+
+def code_commit() -> tuple[str | None, bool]:
+    """As `git_commit`, of the repository that this code lies in; (None, False) where Git does not track it."""
+    here = Path(__file__)
+    if git(here.parent, "ls-files", "--error-unmatch", here.name) is None:
+        return None, False
+    return git_commit(here.parent)
 
 
 def repository(path: Path) -> Path:
@@ -242,10 +258,11 @@ def _relative(root: Path, path: Path) -> str:
 
 def _files(folder: Path) -> dict[str, str]:
     """Relative path to MD5 of every file below a folder; half-made outputs are not part of any version."""
-    return {file.relative_to(folder).as_posix(): _md5(file) for file in folder.rglob("*") if file.is_file()}
+    return {file.relative_to(folder).as_posix(): file_md5(file) for file in folder.rglob("*") if file.is_file()}
 
 
-def _md5(file: Path) -> str:
+def file_md5(file: Path) -> str:
+    """As DVC has it."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
@@ -256,9 +273,9 @@ def _listing_hash(files: dict[str, str]) -> str:
     return hashlib.md5(listing, usedforsecurity=False).hexdigest() + ".dir"
 
 
-def _difference(path: Path, tracked: str) -> str:
+def difference(path: Path, tracked: str) -> str:
     """The changed files, where DVC's local cache still has the tracked list of files."""
-    listing = _object(repository(path) / ".dvc" / "cache", tracked)
+    listing = object_file(repository(path) / ".dvc" / "cache", tracked)
     if not tracked.endswith(".dir") or not path.is_dir() or not listing.is_file():
         return ""
     before = {entry["relpath"]: entry["md5"] for entry in json.loads(listing.read_bytes())}
@@ -269,12 +286,17 @@ def _difference(path: Path, tracked: str) -> str:
     return ": " + ", ".join(changes)
 
 
-def _object(store: Path, md5: str) -> Path:
+def object_file(store: Path, md5: str) -> Path:
     """Where DVC 3 keeps an object, in its cache as in a remote."""
     return store / "files" / "md5" / md5[:2] / md5[2:]
 
 
-def _dvc(root: Path, *arguments: str) -> str:
+def dvc(root: Path, *arguments: str) -> str:
+    """What a DVC command prints.
+
+    Raises:
+        Failed: it fails; the message has DVC's reason.
+    """
     command = [sys.executable, "-m", "dvc", "--cd", str(root), "--wait-for-lock", *arguments]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
@@ -283,7 +305,7 @@ def _dvc(root: Path, *arguments: str) -> str:
     return done.stdout
 
 
-def _git(path: Path, *arguments: str) -> str | None:
+def git(path: Path, *arguments: str) -> str | None:
     """What a Git command prints, or None where it fails (no Git, no repository, no commit)."""
     folder = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
     try:

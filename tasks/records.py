@@ -61,3 +61,13 @@ class UpdateRecord(BaseModel):
     draft: bool
     evaluations: dict[str, ScoreRef] = {}
     earlier: list[str] = []
+
+    def to_json(self) -> str:
+        """The text of `update.json`."""
+        return self.model_dump_json(indent=1)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Every score under the name that MLflow has it by."""
+        scores = {f"{method}/{name}": score for method, row in self.scores.items() for name, score in row.items()}
+        return scores | {"expert/own": self.result.expert_score}

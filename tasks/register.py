@@ -8,6 +8,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from recall.errors import BadInput, Failed
+from recall.lineage import Lineage
 from tasks import registry
 from tasks.records import UpdateRecord
 from tasks.store import Store
@@ -32,7 +33,7 @@ def register(
     position: int,
     parent_run: str,
     record: UpdateRecord,
-    lineage: dict[str, Any],
+    lineage: Lineage,
     tags: dict[str, str],
 ) -> str:
     """Returns the version; a server that is away for a moment is asked again, and nothing is registered twice."""

@@ -8,11 +8,12 @@ import os
 import shutil
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
 from recall.errors import BadInput, Failed
+from recall.lineage import Lineage, sha256
 from tasks.records import UpdateRecord
 from tasks.refs import ArtifactRef, digest, file_sha256
 from tasks.store import Store, seal
@@ -27,6 +28,7 @@ MODEL_KEY = "recall.model_key"
 SHA256 = "recall.weights_sha256"
 RUN = "recall.run_id"  # the run with the newest scores of a version
 STREAM_KEY = "recall.stream_key"
+LINEAGE = "recall.lineage_sha256"
 
 
 @functools.cache
@@ -89,7 +91,7 @@ def start_stream_run(stream: str, key: str) -> str:
 
 
 def register_update(
-    store: Store, stream: str, parent_run: str, record: UpdateRecord, lineage: dict[str, Any], tags: dict[str, str]
+    store: Store, stream: str, parent_run: str, record: UpdateRecord, lineage: Lineage, tags: dict[str, str]
 ) -> str:
     """Log one update as a nested run and register its merged model; returns the version.
 
@@ -105,7 +107,7 @@ def register_update(
         _log_data_sets(run_id, lineage)
         found = _version_with(stream, identity)
         version = str(found.version) if found else _register_model(stream, run_id, merged, identity)
-        for name, value in (tags | {RUN: run_id}).items():
+        for name, value in (tags | {RUN: run_id, LINEAGE: sha256(lineage.to_json())}).items():
             client().set_model_version_tag(stream, version, name, value)
         newest = max(int(other.version) for other in client().search_model_versions(f"name = '{stream}'"))
         client().set_registered_model_alias(stream, "challenger", str(newest))
@@ -187,6 +189,12 @@ def run_ids(stream: str, numbers: list[str | None]) -> list[str]:
     return [version(stream, str(number)).tags[RUN] for number in numbers]
 
 
+def lineage_place(stream: str, number: str) -> tuple[str, str | None]:
+    """A version's run, and the SHA-256 of the `lineage.json` in it; None where it was registered without."""
+    tags = version(stream, number).tags
+    return tags[RUN], tags.get(LINEAGE)
+
+
 def aliases(stream: str) -> dict[str, str]:
     """Alias to version of a registered model; none where there is no such model."""
     found = client().search_registered_models(f"name = '{stream}'")
@@ -238,15 +246,17 @@ def _nested_run(stream: str, parent_run: str, record: UpdateRecord) -> str:
     return str(client().create_run(_experiment(stream), tags=tags, run_name=name).info.run_id)
 
 
-def _log_files(run_id: str, record: UpdateRecord, lineage: dict[str, Any]) -> None:
+def _log_files(run_id: str, record: UpdateRecord, lineage: Lineage) -> None:
     models = record.models["recall"]
-    client().log_text(run_id, record.model_dump_json(indent=1), "update.json")
-    client().log_text(run_id, json.dumps(lineage, indent=1, sort_keys=True), "lineage.json")
+    client().log_text(run_id, record.to_json(), "update.json")
+    client().log_text(run_id, lineage.to_json(), "lineage.json")
     if models.weights:
         client().log_artifact(run_id, str(models.weights.path / "weights.json"))
     client().log_artifacts(run_id, str(models.expert.path), "expert")
     if models.samples:
         client().log_artifact(run_id, str(models.samples.path / "samples.jsonl"))
+    for number, representations in enumerate(models.representations):
+        client().log_artifact(run_id, str(representations.path / "representations.npy"), f"representations/{number}")
     for name, found in record.evaluations.items():
         text = (found.path / "evaluation.json").read_text(encoding="utf-8")
         client().log_text(run_id, text, f"scores/{name}.json")
@@ -259,9 +269,7 @@ def _log_metrics(run_id: str, record: UpdateRecord) -> None:
     if client().get_run(run_id).data.metrics:
         return
     now, result = _now_ms(), record.result
-    values = {f"{method}/{name}": score for method, row in record.scores.items() for name, score in row.items()}
-    values["expert/own"] = result.expert_score
-    values |= {f"seconds/{stage}": seconds for stage, seconds in result.seconds.items()}
+    values = record.metrics | {f"seconds/{stage}": seconds for stage, seconds in result.seconds.items()}
     training = json.loads((record.models["recall"].expert.path / "training.json").read_text(encoding="utf-8"))
     metrics = [Metric(name, value, now, record.position) for name, value in values.items()]
     metrics += [Metric("training/loss", loss, now, step) for step, loss in enumerate(training["losses"])]
@@ -274,17 +282,17 @@ def _log_metrics(run_id: str, record: UpdateRecord) -> None:
         client().log_batch(run_id, metrics=metrics[start : start + 1000], params=params if start == 0 else ())
 
 
-def _log_data_sets(run_id: str, lineage: dict[str, Any]) -> None:
+def _log_data_sets(run_id: str, lineage: Lineage) -> None:
     from mlflow.data.meta_dataset import MetaDataset
     from mlflow.entities import DatasetInput, InputTag
 
     from tasks.dvc_source import DvcSource
 
     inputs = []
-    for entry in lineage["data_sets"]:
-        source = DvcSource(entry["path"], entry["dvc_hash"], lineage["git_commit"])
-        data_set = MetaDataset(source, name=entry["name"], digest=entry["dvc_hash"][:36])  # type: ignore[abstract]
-        context = "training" if entry["trained_on"] else "evaluation"
+    for entry in lineage.data_sets:
+        source = DvcSource(entry.path, entry.dvc_hash, lineage.git_commit)
+        data_set = MetaDataset(source, name=entry.name, digest=entry.dvc_hash[:36])  # type: ignore[abstract]
+        context = "training" if entry.trained_on else "evaluation"
         inputs.append(DatasetInput(data_set._to_mlflow_entity(), [InputTag("mlflow.data.context", context)]))
     client().log_inputs(run_id, inputs)
 

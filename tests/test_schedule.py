@@ -129,8 +129,11 @@ def test_the_deployments_of_this_project_are_scheduled_one_run_at_a_time(servers
     assert update["concurrency_options"]["collision_strategy"] == "ENQUEUE"
     results = update["job_variables"]["env"]["PREFECT_RESULTS_LOCAL_STORAGE_PATH"]
     assert results == f"{PROJECT}/.store/results"
-    for name in deployments:
-        command(PROJECT, environment, "deployment", "delete", f"continual-update/{name}")
+    assert deployments["promote"]["entrypoint"] == "flows/promote.py:promote"
+    assert deployments["promote"]["schedules"] == []
+    assert prefect.runs("SCHEDULED", deployment_id=deployments["weekly-audit"]["id"])
+    for flow, name in (("continual-update", "weekly-update"), ("promote", "promote"), ("audit", "weekly-audit")):
+        command(PROJECT, environment, "deployment", "delete", f"{flow}/{name}")
 
 
 def test_a_schedule_takes_in_what_is_new_and_otherwise_says_that_nothing_is(team, prefect, worker):
