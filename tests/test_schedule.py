@@ -119,7 +119,7 @@ def push_data(team, first_row, message):
 def test_the_deployments_of_this_project_are_scheduled_one_run_at_a_time(servers, prefect):
     environment = servers.environment | servers.clients
     subprocess.run(servers.documented("deploy"), cwd=PROJECT, env=environment, check=True, timeout=120)
-    wait_for(lambda: prefect.runs("SCHEDULED"), "a scheduled run")
+    wait_for(lambda: len({run["deployment_id"] for run in prefect.runs("SCHEDULED")}) == 2, "scheduled runs of two")
     deployments = {entry["name"]: entry for entry in prefect.ask("/deployments/filter")}
     update = deployments["weekly-update"]
     runs = prefect.runs("SCHEDULED", deployment_id=update["id"])
