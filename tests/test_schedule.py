@@ -45,7 +45,9 @@ class Prefect:
 
 def command(folder, environment, *arguments):
     run = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
-    done = subprocess.run(run, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+    # `prefect.yaml` names the folder by $PWD, which a shell sets.
+    own = environment | {"PWD": str(folder)}
+    done = subprocess.run(run, cwd=folder, env=own, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -117,7 +119,7 @@ def push_data(team, first_row, message):
 def test_the_deployments_of_this_project_are_scheduled_one_run_at_a_time(servers, prefect):
     environment = servers.environment | servers.clients
     subprocess.run(servers.documented("deploy"), cwd=PROJECT, env=environment, check=True, timeout=120)
-    wait_for(lambda: prefect.runs("SCHEDULED"), "a scheduled run")
+    wait_for(lambda: len({run["deployment_id"] for run in prefect.runs("SCHEDULED")}) == 2, "scheduled runs of two")
     deployments = {entry["name"]: entry for entry in prefect.ask("/deployments/filter")}
     update = deployments["weekly-update"]
     runs = prefect.runs("SCHEDULED", deployment_id=update["id"])
@@ -127,8 +129,11 @@ def test_the_deployments_of_this_project_are_scheduled_one_run_at_a_time(servers
     assert update["concurrency_options"]["collision_strategy"] == "ENQUEUE"
     results = update["job_variables"]["env"]["PREFECT_RESULTS_LOCAL_STORAGE_PATH"]
     assert results == f"{PROJECT}/.store/results"
-    for name in deployments:
-        command(PROJECT, environment, "deployment", "delete", f"continual-update/{name}")
+    assert deployments["promote"]["entrypoint"] == "flows/promote.py:promote"
+    assert deployments["promote"]["schedules"] == []
+    assert prefect.runs("SCHEDULED", deployment_id=deployments["weekly-audit"]["id"])
+    for flow, name in (("continual-update", "weekly-update"), ("promote", "promote"), ("audit", "weekly-audit")):
+        command(PROJECT, environment, "deployment", "delete", f"{flow}/{name}")
 
 
 def test_a_schedule_takes_in_what_is_new_and_otherwise_says_that_nothing_is(team, prefect, worker):
