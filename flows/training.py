@@ -19,7 +19,7 @@ def training(stream: Stream, method: str, past: list[Models], data_sets: dict[st
     """The inputs of `finetune` in the update that follows `past`."""
     settings = stream.settings.finetuning
     newest = past[-1].current if past else stream.base
-    inputs = {
+    inputs: dict[str, Any] = {
         "start": newest if method in SEQUENTIAL else start_model(stream, past),
         "train": data_sets[stream.seen(len(past) + 1)[-1]].train,
         "settings": settings.plain,

@@ -63,8 +63,8 @@ class Stage(Generic[R]):
         key = fingerprint(self.name, self.code, inputs)
         cluster = current() if self.on_workers else None
         if cluster is None:
-            found = self._task(store, label, key)(store, label, inputs)
-            return Pending(lambda: found.at(store.root))
+            found: R = self._task(store, label, key)(store, label, inputs).at(store.root)  # type: ignore[assignment]
+            return Pending(lambda: found)
         if key not in cluster.asked:
             where = {"code": self.code, "run": cluster.run, "threads": cluster.threads}
             wait = cluster.submit(self._task(store, label, key), store=store, label=label, inputs=inputs, on=where)

@@ -18,7 +18,7 @@ from recall.runner_settings import RunnerSettings
 
 if TYPE_CHECKING:
     from prefect import Task
-    from prefect_dask import DaskTaskRunner
+    from prefect_dask.task_runners import DaskTaskRunner
 
 SECONDS_TO_CONNECT = 20
 
@@ -56,7 +56,7 @@ class Workers:
     @cached_property
     def _runner(self) -> DaskTaskRunner:
         from prefect.settings import PREFECT_API_URL, temporary_settings
-        from prefect_dask import DaskTaskRunner
+        from prefect_dask.task_runners import DaskTaskRunner
 
         # Without a server of its own the run has an embedded one, and each worker would start another.
         self.stack.enter_context(temporary_settings({PREFECT_API_URL: _api_url()}))

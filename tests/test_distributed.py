@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import distributed
 import pytest
 from dask_cluster import DaskCluster, wait_until
 
@@ -40,8 +41,8 @@ def cluster(tmp_path, alone):
     found.close()
 
 
-def on(cluster):
-    return ["--set", "runner.kind=dask", "--set", f"runner.address={cluster.address}"]
+def on(address):
+    return ["--set", "runner.kind=dask", "--set", f"runner.address={address}"]
 
 
 def contents(project):
@@ -62,7 +63,7 @@ def made_by(project):
 
 def test_two_workers_end_where_one_process_does(alone, from_base, cluster):
     project = from_base("spread")
-    result = project.run(*on(cluster))
+    result = project.run(*on(cluster.address))
     assert contents(project) == contents(alone)
     assert result["methods"] == alone.result["methods"]
     assert result["version"] == "3"
@@ -73,11 +74,15 @@ def test_two_workers_end_where_one_process_does(alone, from_base, cluster):
 
 
 def started(project, cluster):
-    """`recall run` on the cluster, in the background, once two experts are being trained at the same time."""
-    command = [sys.executable, "-m", "flows.cli", "run", *on(cluster)]
+    """`recall run` on the cluster, in the background, once both workers are busy and an expert is half trained."""
+    command = [sys.executable, "-m", "flows.cli", "run", *on(cluster.address)]
     run = subprocess.Popen(command, cwd=project.folder, env=project.environment, stderr=subprocess.PIPE, text=True)
     work = project.folder / ".store" / "work"
-    wait_until(lambda: len(list(work.glob("*/checkpoint-*/complete.json"))) >= 2, "two experts are half trained")
+    with distributed.Client(cluster.address) as client:
+        wait_until(
+            lambda: all(client.processing().values()) and list(work.glob("*/checkpoint-*/complete.json")),
+            "both workers are busy and an expert is half trained",
+        )
     return run
 
 
@@ -112,3 +117,9 @@ def test_without_an_address_workers_start_on_this_machine_and_end_with_the_run(a
     project.run("--set", "runner.kind=dask")
     assert set(made_by(project).values()) == {"0", "1"}
     assert not set(contents(project).items()) - set(contents(alone).items())
+
+
+def test_a_scheduler_that_is_not_there_is_one_sentence(alone, tmp_path):
+    done = alone.recall("run", "--recompute", *on("tcp://127.0.0.1:1"), expect=2)
+    assert "no Dask worker at runner.address tcp://127.0.0.1:1" in done.stderr
+    assert "Traceback" not in done.stderr
