@@ -5,8 +5,9 @@ Every method fine-tunes from its own current model (or the base) with the same d
 
 from __future__ import annotations
 
-from flows.pools import heldout, merge_pool, start_model
+from flows.pools import heldout, merge_pool
 from flows.stream_state import Stream
+from flows.training import SEQUENTIAL, training
 from tasks.cluster import cluster
 from tasks.finetune import finetune
 from tasks.fisher import fisher
@@ -16,9 +17,6 @@ from tasks.records import Models
 from tasks.refs import CheckpointRef, DatasetRef, FinetunedRef, FisherRef, MomentsRef, SamplesRef, SplitRef
 from tasks.weigh import fixed_weights, weigh_by_loss
 
-# They train on from their own newest model and keep it whole; the last two guard against forgetting in training.
-SEQUENTIAL = ("sequential", "ewc", "replay")
-
 
 def learn_baseline(stream: Stream, method: str, past: list[Models], data_sets: dict[str, DatasetRef]) -> Models:
     """Stages 2 to 6 of an update, by a baseline."""
@@ -26,16 +24,12 @@ def learn_baseline(stream: Stream, method: str, past: list[Models], data_sets: d
     train, label = data_sets[name].train, f"{name} ({method})"
     assert train is not None
     settings, store = stream.settings, stream.store
+    expert = finetune(store, label, **training(stream, method, past, data_sets))
     if method in SEQUENTIAL:
-        start = past[-1].current if past else stream.base
-        memory = remembered(stream, method, past, data_sets)
-        expert = finetune(store, label, start=start, train=train, settings=settings.finetuning.plain, **memory)
-        models = keep_newest(stream, label, [start, expert], ["current", name])
+        models = keep_newest(stream, label, [past[-1].current if past else stream.base, expert], ["current", name])
         if method == "ewc":
             return models.model_copy(update={"fisher": consolidate(stream, label, models.current, train, past)})
         return models
-    start = start_model(stream, past)
-    expert = finetune(store, label, start=start, train=train, settings=settings.finetuning.plain)
     pool, names = merge_pool(stream, past, expert)
     if method == "regmean":
         return by_moments(stream, label, past, expert, train)
@@ -59,21 +53,6 @@ def keep_newest(stream: Stream, label: str, pool: list[CheckpointRef], names: li
     weights = fixed_weights(stream.store, label, pool=pool, names=names, rule="sequential")
     merged = merge(stream.store, label, pool=pool, weights=weights)
     return Models(current=merged, expert=pool[-1], weights=weights)
-
-
-def remembered(
-    stream: Stream, method: str, past: list[Models], data_sets: dict[str, DatasetRef]
-) -> dict[str, FisherRef | float | list[SplitRef | None]]:
-    """What training is given of earlier learning tasks: a Fisher for EWC, rows for replay, nothing for the others."""
-    settings = stream.settings.finetuning
-    if method == "ewc" and past:
-        fisher_so_far = past[-1].fisher
-        assert fisher_so_far is not None
-        return {"fisher": fisher_so_far, "strength": settings.ewc.strength}
-    if method == "replay" and past:
-        earlier = [data_sets[name].train for name in stream.seen(len(past))]
-        return {"earlier": earlier, "share": settings.replay.share}
-    return {}
 
 
 def consolidate(stream: Stream, label: str, model: CheckpointRef, train: SplitRef, past: list[Models]) -> FisherRef:

@@ -14,7 +14,7 @@ from prefect.states import Completed
 from flows.baselines import learn_baseline
 from flows.lineage import lineage_of, version_tags
 from flows.outputs import outcome, publish_outputs
-from flows.pools import heldout, merge_pool, start_model
+from flows.pools import heldout, merge_pool
 from flows.preflight import check_inputs
 from flows.stream_state import (
     Stream,
@@ -24,6 +24,7 @@ from flows.stream_state import (
     registered_update,
     update_result,
 )
+from flows.training import train_ahead, training
 from recall.load_settings import load_settings
 from recall.progress import console
 from tasks import registry
@@ -35,8 +36,10 @@ from tasks.records import Models, UpdateRecord
 from tasks.refs import CheckpointRef, DatasetRef, ScoreRef, TrackedFolder
 from tasks.register import register
 from tasks.represent import represent
+from tasks.stage import Pending
 from tasks.versioning import version_dataset
 from tasks.weigh import weigh
+from tasks.workers import workers
 
 
 def _run_name() -> str:
@@ -63,16 +66,15 @@ def continual_update(
     parent_run = registry.unfinished_stream_run(settings.stream.name, stream.key(last))
     data_sets: dict[str, DatasetRef] = {}
     records: list[UpdateRecord] = []
-    for position in range(1, last + 1):
-        record = None if recompute else registered_update(stream, position)
-        if record is None:
-            data_sets = data_sets or begin(stream)
-            parent_run = parent_run or registry.start_stream_run(settings.stream.name, stream.key(last))
-            record = update(stream, position, records, data_sets, parent_run)
-        else:
-            console.print(f"update {position}, {record.result.learning_task}: already version {record.result.version}")
-        records.append(record)
-    records[-1] = with_unseen(stream, records, data_sets)
+    with workers(settings.runner, settings.threads, stream.store.root):
+        for position in range(1, last + 1):
+            record = None if recompute else registered_update(stream, position)
+            if record is None:
+                data_sets = data_sets or begin(stream)
+                parent_run = parent_run or registry.start_stream_run(settings.stream.name, stream.key(last))
+                record = update(stream, position, records, data_sets, parent_run)
+            records.append(record)
+        records[-1] = with_unseen(stream, records, data_sets)
     result = collect_result(stream, records)
     return Completed(message=outcome(stream, result), data=publish_outputs(stream, result, parent_run))
 
@@ -93,27 +95,29 @@ def update(
     console.rule(f"update {position} of {len(stream.settings.stream.learning_tasks)}: {name}")
     last = position == len(stream.settings.stream.learning_tasks)
     bring_back(stream, earlier)
+    train_ahead(stream, earlier, data_sets)
     base = score(stream, stream.base, "base", data_sets, [name, *(unseen if position == 1 else [])])
-    before: dict[str, float] = {}
+    before: dict[str, Pending[ScoreRef]] = {}
     models: dict[str, Models] = {}
-    scores: dict[str, dict[str, ScoreRef]] = {}
+    scores: dict[str, dict[str, Pending[ScoreRef]]] = {}
     for method in stream.methods:
         past = models_so_far(stream, method, earlier, data_sets)
         current = past[-1].current if past else stream.base
-        before |= {method: score(stream, current, f"{method} {position - 1}", data_sets, [name])[name].score}
+        before |= {method: score(stream, current, f"{method} {position - 1}", data_sets, [name])[name]}
         models[method] = next_models(stream, method, past, data_sets)
         columns = [*seen, *unseen] if method == "recall" or last else seen
         scores[method] = score(stream, models[method].current, f"{method} {position}", data_sets, columns)
-    expert = score(stream, models["recall"].expert, f"expert {name}", data_sets, [name])[name]
+    expert = score(stream, models["recall"].expert, f"expert {name}", data_sets, [name])[name].result()
+    own = [pending.result() for pending in scores["recall"].values()]
     record = UpdateRecord(
         key=stream.key(position),
         model_key=stream.model_key(position),
         position=position,
-        result=update_result(stream, models, name, expert.score, [expert, *scores["recall"].values()]),
+        result=update_result(stream, models, name, expert.score, [expert, *own]),
         models=models,
         scores={method: values(found) for method, found in scores.items()},
         base_scores=values(base),
-        before=before,
+        before=values(before),
         draft=bool(stream.inputs.draft_reasons),
         evaluations=scores["recall"] | {f"base/{column}": found for column, found in base.items()},
         earlier=registry.run_ids(stream.settings.stream.name, [record.result.version for record in earlier]),
@@ -144,14 +148,15 @@ def learn(stream: Stream, past: list[Models], data_sets: dict[str, DatasetRef]) 
     settings, store, name = stream.settings, stream.store, stream.seen(len(past) + 1)[-1]
     train, label = data_sets[name].train, f"{name} (recall)"
     modules = settings.weighting.granularity == "module"
-    expert = finetune(store, label, start=start_model(stream, past), train=train, settings=settings.finetuning.plain)
+    expert = finetune(store, label, **training(stream, "recall", past, data_sets))
     pool, names = merge_pool(stream, past, expert)
     samples = cluster(store, label, expert=expert, train=train, settings=settings.sampling, **heldout(stream))
-    representations = [
-        represent(store, f"{who}, {label}", model=model, samples=samples, settings=settings.representations,
-                  modules=modules)
+    asked = [
+        represent.submit(store, f"{who}, {label}", model=model, samples=samples, settings=settings.representations,
+                         modules=modules)
         for who, model in zip(names, pool, strict=True)
     ]  # fmt: skip
+    representations = [pending.result() for pending in asked]
     weights = weigh(store, label, pool=pool, names=names, representations=representations, settings=settings.weighting)
     merged = merge(store, label, pool=pool, weights=weights)
     return Models(current=merged, expert=expert, samples=samples, representations=representations, weights=weights)
@@ -159,18 +164,18 @@ def learn(stream: Stream, past: list[Models], data_sets: dict[str, DatasetRef]) 
 
 def score(
     stream: Stream, model: CheckpointRef, who: str, data_sets: dict[str, DatasetRef], columns: list[str]
-) -> dict[str, ScoreRef]:
+) -> dict[str, Pending[ScoreRef]]:
     """Stage 7: one model's scores on the test splits of `columns`."""
-    settings = stream.settings.evaluation
+    store, settings = stream.store, stream.settings.evaluation
     return {
-        name: evaluate(stream.store, f"{who} on {name}", model=model, test=data_sets[name].test, settings=settings)
+        name: evaluate.submit(store, f"{who} on {name}", model=model, test=data_sets[name].test, settings=settings)
         for name in columns
     }
 
 
-def values(scores: dict[str, ScoreRef]) -> dict[str, float]:
-    """The bare scores."""
-    return {name: found.score for name, found in scores.items()}
+def values(scores: dict[str, Pending[ScoreRef]]) -> dict[str, float]:
+    """The bare scores, once they are there."""
+    return {name: pending.result().score for name, pending in scores.items()}
 
 
 def next_models(stream: Stream, method: str, past: list[Models], data_sets: dict[str, DatasetRef]) -> Models:

@@ -15,6 +15,7 @@ from recall.learning_tasks import check_learning_task, json_lines
 from recall.prompts import read_samples
 from recall.settings import Settings
 from tasks import data_versions, registry
+from tasks.remote import check_remote
 from tasks.store import Store
 
 BASE = "base_model"
@@ -55,6 +56,8 @@ def check_inputs(settings: Settings, take_in: list[str]) -> Inputs:
             _check_prepared_with(settings, name, folder)
     # These two make files, so they come after every other check.
     Store(root=settings.store).check_writable()
+    if settings.store_remote:
+        check_remote(settings.store_remote)
     registry.client()
     for name in dict.fromkeys(take_in):
         data_versions.take_in(folders[name])

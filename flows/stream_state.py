@@ -14,6 +14,7 @@ from recall.settings import Settings
 from tasks import registry
 from tasks.records import Models, UpdateRecord
 from tasks.refs import ArtifactRef, CheckpointRef, Ref, ScoreRef, digest, file_sha256
+from tasks.remote import bring
 from tasks.store import Store
 from tasks.versioning import version_base
 
@@ -33,8 +34,8 @@ class Stream:
         return self.settings.stream.unseen
 
     def has(self, ref: ArtifactRef) -> bool:
-        """Is the artifact in the store, and whole?"""
-        return ref.kind == "base_model" or self.store.damage(ref.kind, ref.fingerprint) is None
+        """Is the artifact in the store, or now fetched from its remote, and whole?"""
+        return ref.kind == "base_model" or bring(self.store, ref.kind, ref.fingerprint) is None
 
     def seconds(self, ref: ArtifactRef) -> float:
         """How long it took to make an artifact, whenever that was."""
@@ -91,11 +92,11 @@ class Stream:
 def open_stream(settings: Settings, inputs: Inputs) -> Stream:
     """The stream at the data versions that `inputs` found."""
     base = version_base(settings.base_folder, inputs.base_hash)
-    return Stream(settings, inputs, Store(root=settings.store.resolve()), base)
+    return Stream(settings, inputs, Store(root=settings.store.resolve(), remote=settings.store_remote), base)
 
 
 def registered_update(stream: Stream, position: int) -> UpdateRecord | None:
-    """The update as the registry holds it; None where it has to be made.
+    """The update as the registry holds it, which is said; None where it has to be made.
 
     A draft counts only as long as this run is one too: from a clean tree and with pushed data it is registered again,
     out of the cache, as the same version.
@@ -103,6 +104,7 @@ def registered_update(stream: Stream, position: int) -> UpdateRecord | None:
     record = registry.find_update(stream.settings.stream.name, stream.key(position))
     if record is None or (record.draft and not stream.inputs.draft_reasons):
         return None
+    console.print(f"update {position}, {record.result.learning_task}: already version {record.result.version}")
     models = {method: _rebound(found, stream) for method, found in record.models.items()}
     return record.model_copy(update={"models": models})
 

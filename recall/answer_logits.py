@@ -32,6 +32,7 @@ class LogitReader:
 
     def __init__(self, model: PreTrainedModel | PeftModel) -> None:
         self.causal_lm = cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
+        self.dtype = self.causal_lm.dtype
         self.body = self.causal_lm.base_model
         self.head = self.causal_lm.get_output_embeddings()
         self.head_is_all = self._head_is_all()
@@ -40,6 +41,13 @@ class LogitReader:
         self.draws_dropout = any(isinstance(module, Dropout) and module.p > 0 for module in model.modules()) or (
             getattr(self.causal_lm.config.get_text_config(), "attention_dropout", 0.0) > 0
         )
+
+    def read_through(self, wrapper: Any) -> None:
+        """From now on call the model's whole forward, in a wrapper (DDP, FSDP) that spreads it over processes.
+
+        That gathers its weights and gathers its gradients; a call of its parts would pass both by.
+        """
+        self.causal_lm, self.head_is_all = wrapper, False
 
     def states(self, inputs: dict[str, Any], chosen_BT: torch.Tensor) -> tuple[torch.Tensor, Any]:
         """What `logits` turns into logits, (N, E) or (N, V), and the key-value cache.

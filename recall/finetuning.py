@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
 import shutil
 import time
@@ -70,6 +71,9 @@ def finetune(
     complete checkpoint of the same rows, settings and `keep` in `work` goes on from there and ends with bit-identical
     weights.
 
+    Started by `accelerate launch` in several processes, each takes every so-manieth batch and a step has them all; the
+    first process writes the one adapter.
+
     With `keep` the loss has the penalty of elastic weight consolidation (see `recall.ewc`) for leaving `start`.
 
     Raises:
@@ -78,13 +82,16 @@ def finetune(
     started = time.monotonic()
     dtype = training_dtype(settings.dtype)
     plan = _batches(start, rows, settings)
+    # Before the model is loaded: they choose this process's GPU.
+    arguments = _training_arguments(settings, len(plan), work)
     set_seed(settings.seed)
     model = get_peft_model(load_model(start, dtype), _lora_config(settings))
     digest = _digest(rows, settings, keep)
-    last = _last_complete(work, digest)
+    with arguments.main_process_first():
+        last = _last_complete(work, digest)
     trainer = _AnswerTrainer(
         model=model,
-        args=_training_arguments(settings, len(plan), work),
+        args=arguments,
         train_dataset=plan,
         data_collator=lambda batches: _collate(batches[0]),
         callbacks=[_Watch(digest, what)],
@@ -96,7 +103,9 @@ def finetune(
     trainer.model_accepts_loss_kwargs = True
     with disable_input_dtype_casting(model):
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
-    _save_adapter(model, out)
+    whole = trainer.accelerator.get_state_dict(trainer.model_wrapped) if arguments.world_size > 1 else None
+    if trainer.is_world_process_zero():
+        _save_adapter(model, out, whole)
     return FinetuningReport(
         steps=trainer.state.global_step,
         tokens=sum(len(ids) for batch in plan for ids, _ in batch),
@@ -126,14 +135,18 @@ class _AnswerTrainer(Trainer):
         # The state before a token predicts it.
         chosen_BT = torch.zeros_like(labels_BT, dtype=torch.bool)
         chosen_BT[:, :-1] = labels_BT[:, 1:] != IGNORED
-        low = model.dtype == torch.bfloat16
+        if self.args.world_size > 1:
+            self.reader.read_through(model)
+        low = self.reader.dtype == torch.bfloat16
         with torch.autocast(ids_BT.device.type, dtype=torch.bfloat16, enabled=low):
             states_N = self.reader.row_states(ids_BT, chosen_BT)
             log_probs_N = self.reader.log_probs(states_N, labels_BT[:, 1:][chosen_BT[:, :-1]])
-        loss: torch.Tensor = -log_probs_N.sum() / num_items_in_batch
+        loss = -log_probs_N.sum() / num_items_in_batch
         if self.penalty is not None:
             loss = loss + len(log_probs_N) / num_items_in_batch * self.penalty()
-        return loss
+        # The tokens are those of all processes, whose gradients are averaged.
+        total: torch.Tensor = loss * self.args.world_size
+        return total
 
 
 class _Watch(TrainerCallback):
@@ -153,6 +166,10 @@ class _Watch(TrainerCallback):
         next(self.bar, None)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if args.world_size > 1:
+            torch.distributed.barrier()
+        if not state.is_world_process_zero:
+            return
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         partial = folder / f"{MARKER}.partial"
         partial.write_text(json.dumps({"digest": self.digest, "files": _files(folder)}))
@@ -203,7 +220,8 @@ def _lora_config(settings: FinetuningSettings) -> LoraConfig:
 
 def _training_arguments(settings: FinetuningSettings, batches: int, work: Path) -> TrainingArguments:
     """The plan is the data: one pass in order, a planned batch a loader's item."""
-    steps = math.ceil(batches / settings.gradient_accumulation)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    steps = math.ceil(batches / settings.gradient_accumulation / processes)
     on_gpu = torch.cuda.is_available()
     return TrainingArguments(
         output_dir=str(work),
@@ -257,10 +275,14 @@ def _digest(rows: list[Row], settings: FinetuningSettings, keep: Consolidation |
     return sha256(whole.encode()).hexdigest()
 
 
-def _save_adapter(model: PeftModel, out: Path) -> None:
-    """Write the adapter as PEFT would, but for what differs between machines and processes: paths and set order."""
+def _save_adapter(model: PeftModel, out: Path, whole: dict[str, torch.Tensor] | None = None) -> None:
+    """Write the adapter as PEFT would, but for what differs between machines and processes: paths and set order.
+
+    `whole` has the weights where they are spread over processes.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    state = {name: tensor.contiguous().cpu() for name, tensor in get_peft_model_state_dict(model).items()}
+    adapter = get_peft_model_state_dict(model, state_dict=whole)
+    state = {name: tensor.contiguous().cpu() for name, tensor in adapter.items()}
     save_file(state, out / "adapter_model.safetensors", metadata={"format": "pt"})
     config = model.peft_config["default"].to_dict()
     config["base_model_name_or_path"] = ""

@@ -55,6 +55,7 @@ def loaded(
 def forget() -> None:
     """Let the model in memory go, so that what follows has the memory for itself."""
     _models.clear()
+    _tokenizers.clear()
     gc.collect()
     # glibc keeps what was freed, and a merge's memory budget would count it; other C libraries have no such call.
     with suppress(AttributeError, OSError):

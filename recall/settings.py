@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from recall.learning_tasks import TaskSpec
 from recall.merge_settings import Baseline, MergingSettings
 from recall.promotion_settings import PromotionSettings
+from recall.runner_settings import RunnerSettings
 from recall.seeds import SEEDS
 
 # What else lies in the data folder.
@@ -218,8 +219,14 @@ class Settings(Frozen):
     threads: int = Field(
         0, ge=0, description="CPU threads of torch; 0 takes one for every core that this process may use"
     )
+    runner: RunnerSettings = Field(RunnerSettings(), exclude=True)
     data: Path = Path("data")
     store: Path = Path(".store")
+    store_remote: str | None = Field(
+        None,
+        exclude=True,
+        description="a second tier behind the store, as fsspec writes it: s3://bucket/prefix, file:///folder",
+    )
 
     @model_validator(mode="after")
     def _task_names(self) -> Settings:
@@ -247,6 +254,18 @@ class Settings(Frozen):
         both = set(self.stream.learning_tasks) & set(self.stream.unseen)
         if both:
             raise ValueError(f"{sorted(both)[0]} is both in stream.learning_tasks and in stream.unseen; choose one")
+        return self
+
+    @model_validator(mode="after")
+    def _runs_anywhere(self) -> Settings:
+        if self.runner.kind == "dask" and not self.threads:
+            raise ValueError(
+                "runner.kind dask needs threads: sums depend on it, and 0 would mean another number on each machine"
+            )
+        if self.store_remote is not None and not re.fullmatch(r"[a-z][a-z0-9]+://[^@?]+", self.store_remote):
+            raise ValueError(
+                "store_remote is no fsspec URL such as s3://bucket/prefix; what is secret goes into the environment"
+            )
         return self
 
     def task_folder(self, name: str) -> Path:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 import platform
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from prefect import Task
 from pydantic import BaseModel
@@ -21,7 +23,11 @@ from recall.progress import console
 from tasks import prefect_results
 from tasks.fingerprints import StageFingerprint, fingerprint, source_digest, stable
 from tasks.refs import CheckpointRef, Ref
+from tasks.remote import bring, share
 from tasks.store import Store, seal
+from tasks.workers import current, worker_name
+
+_ONE_AT_A_TIME = threading.Lock()  # a process has one model in memory, and torch's threads
 
 R = TypeVar("R", bound=Ref)
 
@@ -35,51 +41,135 @@ class Job:
     label: str
 
 
-def stage(kind: str, ref: type[R]) -> Callable[[Callable[..., dict[str, Any]]], Callable[..., R]]:
-    """Make a cached Prefect task of `body(job, **inputs)`, which writes files and returns the fields of its `ref`.
+class Stage(Generic[R]):
+    """A stage as a cached Prefect task; see `stage`. It is pickled by its name, so a worker runs its own code."""
 
-    The task is called as `task(store, label, **inputs)`; `label` is for people and not part of the key. A cached
-    result whose files are missing or damaged is made again, with a warning. An artifact that is whole but unknown to
-    Prefect (its database or results were lost) is taken as it is.
+    def __init__(self, kind: str, ref: type[R], on_workers: bool, body: Callable[..., dict[str, Any]]) -> None:
+        functools.update_wrapper(self, body)
+        self.kind, self.ref, self.on_workers, self.body = kind, ref, on_workers, body
+        self.name, self.code = body.__name__, source_digest(body.__module__)
 
-    Bodies import what is heavy themselves: a run with nothing new to do never waits for torch.
-    """
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, str]]:
+        return _stage_named, (self.body.__module__, self.name)
 
-    def decorate(body: Callable[..., dict[str, Any]]) -> Callable[..., R]:
-        name, code = body.__name__, source_digest(body.__module__)
+    def __call__(self, store: Store, label: str, **inputs: Any) -> R:
+        """The artifact, made or found."""
+        return self.submit(store, label, **inputs).result()
 
-        def make(store: Store, label: str, inputs: dict[str, Any]) -> R:
-            key = fingerprint(name, code, inputs)
-            with store.lock(key):
-                if store.damage(kind, key) is not None:
-                    _publish(store, kind, key, label, body, inputs)
-                shutil.rmtree(store.work(key), ignore_errors=True)
-            return _read_ref(store, kind, key, ref, inputs)
+    def submit(self, store: Store, label: str, **inputs: Any) -> Pending[R]:
+        """Ask for the artifact; only on a cluster does it return before the work is done.
 
-        task = Task(
+        A flow run asks its workers for one artifact once, however often it is needed.
+        """
+        key = fingerprint(self.name, self.code, inputs)
+        cluster = current() if self.on_workers else None
+        if cluster is None:
+            found = _here(self._task(store, label, key, inputs)(store, label, inputs), store, inputs)
+            return Pending(lambda: found)
+        if key not in cluster.asked:
+            where = {"code": self.code, "run": cluster.run, "threads": cluster.threads}
+            wait = cluster.submit(
+                self._task(store, label, key, inputs), store=store, label=label, inputs=inputs, on=where
+            )
+            cluster.asked[key] = Pending(lambda: self._arrived(store, label, inputs, wait()))
+        pending: Pending[R] = cluster.asked[key]
+        return pending
+
+    def _task(self, store: Store, label: str, key: str, inputs: dict[str, Any]) -> Task[..., R]:
+        damage = bring(store, self.kind, key)
+        if damage is None:
+            share(store, self.kind, key)  # where an earlier run could not
+        if damage and (store.folder(self.kind, key).exists() or prefect_results.exists(key)):
+            console.print(f"[yellow]warning[/]: {escape(damage)}; {self.name} {label} is made again", highlight=False)
+        trusted = damage is None and prefect_results.holds(key, _read_ref(store, self.kind, key, self.ref, inputs))
+        if not trusted:
+            prefect_results.forget(key)
+
+        def make(store: Store, label: str, inputs: dict[str, Any], on: dict[str, Any] | None = None) -> R:
+            return self.make(store, label, inputs, on)
+
+        return Task(
             make,
-            name=name,
-            cache_policy=StageFingerprint(stage=name, code=code),
+            name=self.name,
+            task_run_name=f"{self.name}: {label}",
+            cache_policy=StageFingerprint(stage=self.name, code=self.code),
+            refresh_cache=not trusted,
             persist_result=True,
             result_serializer="json",
         )
 
-        @functools.wraps(body)
-        def call(store: Store, label: str, **inputs: Any) -> R:
-            key = fingerprint(name, code, inputs)
-            damage = store.damage(kind, key)
-            if damage and (store.folder(kind, key).exists() or prefect_results.exists(key)):
-                console.print(f"[yellow]warning[/]: {escape(damage)}; {name} {label} is made again", highlight=False)
-            trusted = damage is None and prefect_results.holds(key, _read_ref(store, kind, key, ref, inputs))
-            if not trusted:
-                prefect_results.forget(key)
-            run = task.with_options(task_run_name=f"{name}: {label}", refresh_cache=not trusted)
-            found: R = run(store, label, inputs)
-            return _here(found, store, inputs)
+    def make(self, store: Store, label: str, inputs: dict[str, Any], on: dict[str, Any] | None) -> R:
+        """What the Prefect task does, in this process or, with `on`, in a worker's."""
+        with _ONE_AT_A_TIME:
+            if on is not None:
+                self._begin_on_worker(**on)
+            key = fingerprint(self.name, self.code, inputs)
+            with store.lock(key):
+                if store.damage(self.kind, key) is not None:
+                    _publish(store, self.kind, key, label, self.body, inputs)
+                shutil.rmtree(store.work(key), ignore_errors=True)
+            share(store, self.kind, key)
+            return _read_ref(store, self.kind, key, self.ref, inputs)
 
-        return call
+    def _begin_on_worker(self, code: str, run: str, threads: int) -> None:
+        """Raise Failed where the worker has other code than the flow; set its threads, which change sums on a CPU."""
+        if code != self.code:
+            raise Failed(
+                f"Dask worker {worker_name()} has other code of the stage {self.name} than this process; "
+                "bring its checkout to the same commit and start it again"
+            )
+        import torch
 
-    return decorate
+        torch.set_num_threads(threads)
+        _forget_models_of_another(run)
+
+    def _arrived(self, store: Store, label: str, inputs: dict[str, Any], found: R) -> R:
+        manifest = store.manifest(self.kind, found.fingerprint) or {}
+        worker = manifest.get("environment", {}).get("worker")
+        console.print(
+            f"{self.name} {label}: {manifest.get('seconds', 0):.1f} s on {worker}", highlight=False, soft_wrap=True
+        )
+        return _here(found, store, inputs)
+
+
+class Pending(Generic[R]):
+    """An artifact that was asked for."""
+
+    def __init__(self, wait: Callable[[], R]) -> None:
+        self._result = functools.cache(wait)
+
+    def result(self) -> R:
+        """The artifact; waits until it is there, and raises what its stage raised."""
+        return self._result()
+
+
+def stage(kind: str, ref: type[R], on_workers: bool = True) -> Callable[[Callable[..., dict[str, Any]]], Stage[R]]:
+    """Make a cached Prefect task of `body(job, **inputs)`, which writes files and returns the fields of its `ref`.
+
+    The task is called as `task(store, label, **inputs)`, or `task.submit(...).result()` where others can go on
+    meanwhile; `label` is for people and not part of the key. A cached result whose files are missing or damaged is
+    fetched from the store's remote, or made again with a warning. An artifact that is whole but unknown to Prefect (its
+    database or results were lost) is taken as it is.
+
+    Bodies import what is heavy themselves: a run with nothing new to do never waits for torch.
+
+    Args:
+        on_workers: False for what needs the working copy of this process.
+    """
+    return functools.partial(Stage, kind, ref, on_workers)
+
+
+@functools.lru_cache(maxsize=1)
+def _forget_models_of_another(run: str) -> None:
+    """Once a flow run: a base model's folder may hold another model than in the run before."""
+    from recall.loaded_models import forget
+
+    forget()
+
+
+def _stage_named(module: str, name: str) -> Stage[Any]:
+    found: Stage[Any] = getattr(importlib.import_module(module), name)
+    return found
 
 
 def _publish(
@@ -96,7 +186,7 @@ def _publish(
             "stage": body.__name__,
             "inputs": {name: stable(value) for name, value in inputs.items()},
             "fields": {name: _recorded_field(value) for name, value in fields.items()},
-            "environment": environment(),
+            "environment": environment() | {"threads": _threads(), "worker": worker_name()},
             "seconds": round(time.monotonic() - started, 3),
         }
         seal(out, manifest)
@@ -139,7 +229,7 @@ def _over(ref: Ref, bases: dict[str, CheckpointRef]) -> Ref:
 
 @functools.cache
 def environment() -> dict[str, Any]:
-    """What an audit wants to know of the machine: versions, and the thread count, which changes sums on a CPU."""
+    """What an audit wants to know of the machine; a manifest adds the thread count, which changes sums on a CPU."""
     import torch
     import transformers
 
@@ -147,7 +237,6 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "threads": torch.get_num_threads(),
         "cpu_model": _cpu_model(),
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -164,6 +253,12 @@ def _cpu_model() -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def _threads() -> int:
+    import torch
+
+    return torch.get_num_threads()
 
 
 def _recorded_field(value: Any) -> Any:

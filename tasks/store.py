@@ -53,11 +53,12 @@ class Manifest(BaseModel):
 
 
 class Store(BaseModel):
-    """`<root>/<kind>/<fingerprint>/` with a manifest each; see DESIGN 4."""
+    """`<root>/<kind>/<fingerprint>/` with a manifest each; see DESIGN 4. `remote`: see `tasks.remote`."""
 
     model_config = ConfigDict(frozen=True)
 
     root: Path
+    remote: str | None = None
 
     def folder(self, kind: str, fingerprint: str) -> Path:
         """Where an artifact lies, or would."""

@@ -13,7 +13,7 @@ from tasks.refs import CheckpointRef, DatasetRef, TrackedFolder, digest, file_sh
 from tasks.stage import Job, stage
 
 
-@stage(kind="datasets", ref=DatasetRef)
+@stage(kind="datasets", ref=DatasetRef, on_workers=False)
 def version_dataset(job: Job, name: str, tracked: TrackedFolder, spec: TaskSpec, trained_on: bool) -> dict[str, Any]:
     """Take in the data set that DVC tracks; later edits of the working copy reach no stage."""
     shutil.copytree(tracked.path, job.out, dirs_exist_ok=True)
@@ -31,7 +31,9 @@ def version_dataset(job: Job, name: str, tracked: TrackedFolder, spec: TaskSpec,
 
 def version_base(folder: Path, dvc_hash: str) -> CheckpointRef:
     """M_0 as DVC tracks it; it is read where it lies, so nothing is copied and nothing cached."""
-    return CheckpointRef(kind="base_model", fingerprint=digest({"base_model": dvc_hash}), path=folder, sha256=dvc_hash)
+    return CheckpointRef(
+        kind="base_model", fingerprint=digest({"base_model": dvc_hash}), path=folder.resolve(), sha256=dvc_hash
+    )
 
 
 def _split(name: str, split: Split, folder: Path, spec: TaskSpec) -> dict[str, Any]:

@@ -43,7 +43,16 @@ def test_the_shipped_settings_load_and_state_every_default() -> None:
     settings = load_settings(SHIPPED)
     stated = yaml.safe_load(SHIPPED.read_text())
     assert stated.keys() == Settings.model_fields.keys()
-    for section in ("update", "finetuning", "sampling", "representations", "weighting", "evaluation", "promotion"):
+    for section in (
+        "update",
+        "finetuning",
+        "sampling",
+        "representations",
+        "weighting",
+        "evaluation",
+        "promotion",
+        "runner",
+    ):
         assert stated[section].keys() == type(getattr(settings, section)).model_fields.keys()
     for section in ("lora", "ewc", "replay"):
         assert stated["finetuning"][section].keys() == type(getattr(settings.finetuning, section)).model_fields.keys()

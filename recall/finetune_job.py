@@ -1,0 +1,41 @@
+"""`accelerate launch ... -m recall.finetune_job`: one fine-tuning over several processes (docs/distributed.md)."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from recall.errors import BadInput
+from recall.learning_tasks import Row, json_lines
+from recall.load_settings import load_settings
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Fine-tune a full checkpoint on rows of prompt and target, and write one LoRA adapter."""
+    parser = argparse.ArgumentParser(prog="recall.finetune_job", description=main.__doc__)
+    parser.add_argument("--start", type=Path, required=True, help="a full checkpoint, a Hugging Face folder")
+    parser.add_argument("--rows", type=Path, required=True, help="train.jsonl of a learning task")
+    parser.add_argument("--out", type=Path, required=True, help="where the adapter goes; must not exist")
+    parser.add_argument("--work", type=Path, help="checkpoints to go on from; by default OUT.work")
+    parser.add_argument("--config", type=Path, default=Path("params.yaml"), help="its section finetuning is read")
+    parser.add_argument("--profile", help="lay profiles/NAME.yaml over the settings")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
+    given = parser.parse_args(arguments)
+    try:
+        settings = load_settings(given.config, given.profile, given.overrides).finetuning.plain
+        rows = [Row.model_validate_json(line) for line in json_lines(given.rows)]
+        if given.out.exists():
+            raise BadInput(f"{given.out} is there already; name another folder with --out")
+        from recall.checkpoints import Checkpoint
+        from recall.finetuning import finetune
+
+        work = given.work or given.out.with_name(f"{given.out.name}.work")
+        finetune(Checkpoint(given.start), rows, settings, given.out, work)
+    except (BadInput, OSError) as error:
+        print(f"recall.finetune_job: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,191 @@
+"""The store's second tier: pushed whole, believed only after its SHA-256, and as good as having made it."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+import uuid
+
+import counting_stage
+import fsspec
+import pytest
+from counting_stage import count_up
+from dask_cluster import wait_until
+from prefect import flow
+
+from recall.errors import BadInput, Failed
+from tasks.remote import bring, check_remote, share
+from tasks.store import MANIFEST, Store, seal
+
+
+@pytest.fixture(params=["file", "memory", pytest.param("s3", marks=pytest.mark.server)])
+def remote(request, tmp_path):
+    """The URL of an empty remote of each kind."""
+    if request.param == "file":
+        return f"file://{tmp_path}/remote"
+    if request.param == "memory":
+        return f"memory://{uuid.uuid4().hex}/remote"
+    return f"{request.getfixturevalue('bucket')}/{uuid.uuid4().hex}"
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    """A bucket on a real S3 server, which is found by the environment alone, as a user's would be."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "moto.server", "--host", "127.0.0.1", "--port", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    environment = {"AWS_ENDPOINT_URL": url, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
+    environment["AWS_DEFAULT_REGION"] = "us-east-1"
+    before = {name: os.environ.get(name) for name in environment}
+    os.environ.update(environment)
+
+    def answers():
+        try:
+            return urllib.request.urlopen(url).status == 200
+        except urllib.error.URLError:
+            return False
+
+    try:
+        wait_until(answers, "the S3 server answers", 60)
+        fsspec.filesystem("s3").mkdir("recall-test")
+        yield "s3://recall-test"
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def store_at(folder, remote):
+    return Store(root=folder, remote=remote)
+
+
+def publish(store, text="weights", fingerprint="f1"):
+    with store.lock(fingerprint), store.publishing("merged", fingerprint) as out:
+        (out / "sub").mkdir()
+        (out / "model.txt").write_text(text)
+        (out / "sub" / "more.txt").write_text("more")
+        seal(out, {"kind": "merged", "fingerprint": fingerprint})
+    return store.folder("merged", fingerprint)
+
+
+def files(remote):
+    """Path below the remote to content."""
+    fs, root = fsspec.url_to_fs(remote)
+    fs.invalidate_cache()
+    return {path.partition(root)[2].lstrip("/"): fs.cat_file(path) for path in fs.find(root)}
+
+
+@pytest.fixture
+def pushed(tmp_path, remote):
+    """A store whose one artifact is at the remote."""
+    store = store_at(tmp_path / "here", remote)
+    publish(store)
+    share(store, "merged", "f1")
+    return store
+
+
+def test_another_store_fetches_what_was_pushed(pushed, remote, tmp_path):
+    other = store_at(tmp_path / "there", remote)
+    assert bring(other, "merged", "f1") is None
+    assert other.damage("merged", "f1", hashes=True) is None
+    assert other.manifest("merged", "f1") == pushed.manifest("merged", "f1")
+
+
+def test_what_is_neither_here_nor_there_is_missing(tmp_path, remote):
+    assert "missing" in bring(store_at(tmp_path / "here", remote), "merged", "f1")
+
+
+def test_an_artifact_is_seen_only_once_its_manifest_is_there(pushed, remote, tmp_path):
+    fs, root = fsspec.url_to_fs(remote)
+    fs.rm_file(f"{root}/merged/f1/{MANIFEST}")
+    assert "missing" in bring(store_at(tmp_path / "there", remote), "merged", "f1")
+    share(pushed, "merged", "f1")
+    assert bring(store_at(tmp_path / "there", remote), "merged", "f1") is None
+
+
+def test_a_changed_file_is_not_believed_and_gives_way_to_what_is_made_again(pushed, remote, tmp_path, capsys):
+    fs, root = fsspec.url_to_fs(remote)
+    content = pushed.manifest("merged", "f1")["sha256"]
+    fs.pipe_file(f"{root}/merged/f1/{content}/model.txt", b"Weights")
+    other = store_at(tmp_path / "there", remote)
+    assert "missing" in bring(other, "merged", "f1")
+    assert "not what was pushed" in capsys.readouterr().err
+    assert not list((other.root / "merged").iterdir())
+    publish(other)
+    share(other, "merged", "f1")
+    assert bring(store_at(tmp_path / "third", remote), "merged", "f1") is None
+
+
+@pytest.mark.parametrize("harm", ["reaches outside", "is of another artifact", "is no JSON", "is a list"])
+def test_a_manifest_that_is_not_of_this_artifact_is_no_manifest(pushed, remote, tmp_path, harm):
+    fs, root = fsspec.url_to_fs(remote)
+    manifest = pushed.manifest("merged", "f1")
+    if harm == "reaches outside":
+        manifest["files"]["../../escaped.txt"] = manifest["files"].pop("model.txt")
+        fs.pipe_file(f"{root}/merged/f1/{manifest['sha256']}/../../escaped.txt", b"weights")
+    text = {"is no JSON": "{", "is a list": "[]"}.get(harm, json.dumps(manifest))
+    name = "f2" if harm == "is of another artifact" else "f1"
+    fs.makedirs(f"{root}/merged/{name}", exist_ok=True)
+    fs.pipe_file(f"{root}/merged/{name}/{MANIFEST}", text.encode())
+    assert "missing" in bring(store_at(tmp_path / "there", remote), "merged", name)
+    assert not list((tmp_path / "there").rglob("escaped.txt"))
+
+
+def test_machines_that_made_different_bytes_never_mix_them(tmp_path, remote):
+    """On another processor sums differ: the last manifest wins, with its own files."""
+    one, two = store_at(tmp_path / "one", remote), store_at(tmp_path / "two", remote)
+    publish(one, "weights")
+    publish(two, "weiGhts")
+    share(one, "merged", "f1")
+    share(two, "merged", "f1")
+    assert len([name for name in files(remote) if name.endswith("model.txt")]) == 2
+    other = store_at(tmp_path / "there", remote)
+    assert bring(other, "merged", "f1") is None
+    assert (other.folder("merged", "f1") / "model.txt").read_text() == "weiGhts"
+
+
+@flow
+def count(store, number):
+    return count_up(store, f"number {number}", number=number)
+
+
+def test_a_stage_takes_what_another_machine_made(tmp_path, remote, prefect_harness):
+    """Prefect knows nothing of it, so neither its database nor its results have to come along."""
+    counting_stage.runs.clear()
+    number = uuid.uuid4().int % 10**9
+    made = count(store_at(tmp_path / "here", remote), number)
+    found = count(store_at(tmp_path / "there", remote), number)
+    assert counting_stage.runs == [number]
+    assert found.fingerprint == made.fingerprint
+    assert found.path.is_relative_to(tmp_path / "there")
+
+
+def test_what_could_not_be_pushed_is_pushed_by_the_next_run(tmp_path, remote, prefect_harness):
+    number = uuid.uuid4().int % 10**9
+    count(Store(root=tmp_path / "here"), number)
+    assert not files(remote)
+    count(store_at(tmp_path / "here", remote), number)
+    assert sorted(name.rpartition("/")[2] for name in files(remote)) == [MANIFEST, "number.txt"]
+
+
+def test_a_remote_that_cannot_be_used_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    remote = f"file://{tmp_path}/file/remote"
+    with pytest.raises(BadInput, match=r"store_remote file://.*/file/remote cannot be used .*; set store_remote"):
+        check_remote(remote)
+    store = store_at(tmp_path / "here", remote)
+    publish(store)
+    with pytest.raises(Failed, match="cannot be used"):
+        share(store, "merged", "f1")
+
+
+def test_a_remote_that_can_be_used_is_left_as_it_was(remote):
+    check_remote(remote)
+    assert not files(remote)
