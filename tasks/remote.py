@@ -19,6 +19,8 @@ from recall.errors import BadInput, Failed, one_line
 from recall.progress import console
 from tasks.store import MANIFEST, Store, seal
 
+SEALED = ("files", "sha256", "manifest_sha256")  # what `seal` adds to a manifest
+
 
 def bring(store: Store, kind: str, fingerprint: str) -> str | None:
     """Fetch an artifact that the store lacks; returns what is wrong with it in the store afterwards, or None.
@@ -85,7 +87,11 @@ def _fetch(store: Store, kind: str, fingerprint: str) -> bool:
                 for name in manifest["files"]:
                     (out / name).parent.mkdir(parents=True, exist_ok=True)
                     fs.get_file(f"{target}/{manifest['sha256']}/{name}", str(out / name))
-                own = {name: value for name, value in manifest.items() if name not in ("files", "sha256")}
+                own = {
+                    name: value
+                    for name, value in manifest.items()
+                    if name not in ("files", "sha256", "manifest_sha256")
+                }
                 if seal(out, own) != manifest["sha256"]:
                     raise _Damaged
         except (_Damaged, FileNotFoundError):

@@ -25,7 +25,7 @@ from flows.stream_state import open_stream
 from recall.errors import BadInput, Failed
 from recall.gates import Verdict
 from recall.ledger import standing
-from recall.settings import load_settings
+from recall.load_settings import load_settings
 from tasks import ledger, registry
 
 HERE = Path(__file__).parent

@@ -10,7 +10,7 @@ from counting_stage import count_up, runs
 from flows.preflight import Inputs
 from flows.stream_state import Stream
 from recall.errors import BadInput, Failed
-from recall.settings import load_settings
+from recall.load_settings import load_settings
 from tasks.store import Store
 
 SHIPPED = Path(__file__).parents[1] / "params.yaml"
