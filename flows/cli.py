@@ -8,7 +8,7 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 from rich.console import Console
@@ -78,8 +78,8 @@ def _continual_update(
 
     with tags(process_tag()):
         end_forgotten_runs()
-        found: dict[str, Any] = continual_update(str(config), profile, overrides, recompute=recompute)
-    return found
+        # Called as a function, a flow gives its state's data.
+        return cast(dict[str, Any], continual_update(str(config), profile, overrides, recompute=recompute))
 
 
 def _show(found: dict[str, Any], seconds: float) -> None:
