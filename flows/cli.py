@@ -75,6 +75,7 @@ def _continual_update(
 
     with tags(process_tag()):
         end_forgotten_runs()
+        # Called as a function, a flow gives its state's data.
         return cast(dict[str, Any], continual_update(str(config), profile, overrides, recompute=recompute))
 
 
