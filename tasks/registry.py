@@ -378,7 +378,7 @@ def _forget_logged_model(model: LoggedModel) -> None:
 
     repository = get_artifact_repository(model.artifact_location)
     if repository.list_artifacts():
-        repository.delete_artifacts()  # type: ignore[no-untyped-call]
+        repository.delete_artifacts()
     client().delete_logged_model(model.model_id)
 
 

@@ -15,6 +15,7 @@ from mlflow import MlflowClient
 from prefect.artifacts import Artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.sorting import FlowRunSort
+from prefect.flow_runs import resume_flow_run
 from typer.testing import CliRunner
 
 from flows.cli import app
@@ -154,6 +155,40 @@ def test_a_verdict_that_chance_may_have_made_does_not_promote(project):
     assert where() == (None, None)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("approve", "champion"), [(True, "3"), (False, None)])
+def test_a_deployed_run_waits_for_a_persons_word(project, finished, approve, champion):
+    """As a worker runs it: the first process ends suspended; after the answer a second one goes on."""
+    level = promoted("3", overrides=[*PASS, "promotion.minimum_average=1"])["verdict"]["gates"][0]["estimate"]
+    options = [*PASS, f"promotion.minimum_average={level}", "promotion.approval=true"]
+    with get_client(sync_client=True) as prefect:
+        flow_id = prefect.create_flow(promote)
+        deployment = prefect.create_deployment(flow_id, "promote", entrypoint="flows.promote.promote")
+        run = prefect.create_flow_run_from_deployment(deployment, parameters={"overrides": options, "who": "timer"})
+
+        def execute():
+            finished.environment["MLFLOW_TRACKING_URI"] = os.environ["MLFLOW_TRACKING_URI"]
+            environment = finished.environment | {"PREFECT__FLOW_RUN_ID": str(run.id)}
+            command = [sys.executable, "-m", "prefect.flow_engine"]
+            done = subprocess.run(command, cwd=finished.folder, env=environment, capture_output=True, text=True)
+            return prefect.read_flow_run(run.id).state, done.stderr
+
+        state, errors = execute()
+        assert state.name == "Suspended", errors
+        assert tags("3")["recall.promotion"].startswith("waits for approval since 20")
+        assert where() == (None, None)
+        resume_flow_run(run.id, run_input={"approve": approve, "by": "eve", "reason": "read the answers"})
+        state, errors = execute()
+    assert state.name == "Completed", errors
+    assert where() == (champion, None)
+    if approve:
+        (entry,) = ledger.read_ledger("tiny")
+        assert (entry.who, entry.verdict.outcome) == ("timer", "borderline")
+        assert "approved by eve: read the answers" in entry.why
+    else:
+        assert "not approved by eve: read the answers" in state.message
+
+
 @pytest.mark.parametrize(
     ("tag", "value", "words"),
     [
@@ -239,6 +274,7 @@ def test_the_flow_that_was_overtaken_says_by_whom(project, monkeypatch):
     assert tags("3")["recall.promotion"].startswith("refused")
 
 
+@pytest.mark.slow
 def test_processes_that_move_at_once_never_leave_two_champions_or_none(project, tmp_path):
     moved("1")
     start, count = tmp_path / "start", 6
@@ -272,6 +308,7 @@ def test_processes_that_move_at_once_never_leave_two_champions_or_none(project, 
     assert tried == 1 + 2 * count
 
 
+@pytest.mark.slow
 def test_killed_between_the_entry_and_the_alias_the_next_command_repairs_it(project, finished, tmp_path):
     moved("1")
     finished.environment["MLFLOW_TRACKING_URI"] = os.environ["MLFLOW_TRACKING_URI"]
