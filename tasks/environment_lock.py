@@ -35,7 +35,7 @@ def _missing(pyproject: Path, installed: Container[str]) -> set[str]:
     project = tomllib.loads(pyproject.read_text(encoding="utf-8")).get("project", {})
     waiting = [Requirement(text) for text in project.get("dependencies", [])]
     seen: set[tuple[str, frozenset[str]]] = set()
-    missing = set()
+    missing: set[str] = set()
     while waiting:
         wanted = waiting.pop()
         name, extras = canonicalize_name(wanted.name), frozenset(wanted.extras)
