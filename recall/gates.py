@@ -13,7 +13,7 @@ Bounds: rows are drawn again with replacement, within each learning task, both m
 and Tibshirani 1993; paired over the rows, as Koehn 2004 does for translation). The estimate is the learning task's own
 score. Where that is no mean over rows (chrF and BLEU are scores of the whole corpus) its spread is taken from the mean
 of the sentence scores: bounds = estimate + quantiles of (mean of the drawn rows - mean of all rows), which is the plain
-percentile bootstrap where the score is such a mean.
+percentile bootstrap where the score is such a mean. Bounds stay where scores and differences of scores can lie.
 """
 
 from __future__ import annotations
@@ -158,14 +158,10 @@ def sentence(gate: Gate) -> str:
     }[gate.name]
     if gate.estimate is None or gate.low is None or gate.high is None:
         return f"{what}: {gate.note}"
-    bound, value = ("at least", gate.low) if gate.demands == ">=" else ("at most", gate.high)
-    wanted = f"{bound} {100 * gate.threshold:.1f} points are wanted"
-    if gate.outcome == "pass":
-        return f"{what} is {100 * gate.estimate:.1f}, and {bound} {100 * value:.1f} allowing for chance ({wanted})"
-    chance = "even allowing for chance" if gate.outcome == "fail" else f"and chance makes it {100 * value:.1f} or worse"
-    if gate.outcome == "borderline":
-        chance = f"between {100 * gate.low:.1f} and {100 * gate.high:.1f} allowing for chance"
-    return f"{what} is {100 * gate.estimate:.1f}, {chance} ({wanted})"
+    wanted = f"{'at least' if gate.demands == '>=' else 'at most'} {100 * gate.threshold:.1f} points"
+    chance = f"between {100 * gate.low:.1f} and {100 * gate.high:.1f} allowing for chance"
+    note = f"; {gate.note}" if gate.note else ""
+    return f"{what} is {100 * gate.estimate:.1f}, {chance}, {wanted} wanted ({gate.outcome}{note})"
 
 
 def _average(seen: Mapping[str, RowScores], settings: PromotionSettings) -> Gate:
@@ -211,7 +207,9 @@ def _gate(
     outcome: Outcome = "borderline"  # of no rows at all: they cannot tell
     if scores:
         estimate = _rounded(float(np.mean(list(scores.values()))))
-        low, high = bounds(rows, estimate, settings.confidence, settings.resamples, settings.seed)
+        least = 0 if name == "average" else -1  # scores lie in [0, 1], their differences in [-1, 1]
+        drawn = bounds(rows, estimate, settings.confidence, settings.resamples, settings.seed)
+        low, high = (min(max(bound, least), 1) for bound in drawn)
         outcome = _outcome(demands, threshold, low, high)
     return Gate(
         name=name,
