@@ -108,18 +108,19 @@ def update(
         columns = [*seen, *unseen] if method == "recall" or last else seen
         scores[method] = score(stream, models[method].current, f"{method} {position}", data_sets, columns)
     expert = score(stream, models["recall"].expert, f"expert {name}", data_sets, [name])[name].result()
-    own = [pending.result() for pending in scores["recall"].values()]
+    own = {name: pending.result() for name, pending in scores["recall"].items()}
+    own_base = {f"base/{name}": pending.result() for name, pending in base.items()}
     record = UpdateRecord(
         key=stream.key(position),
         model_key=stream.model_key(position),
         position=position,
-        result=update_result(stream, models, name, expert.score, [expert, *own]),
+        result=update_result(stream, models, name, expert.score, [expert, *own.values()]),
         models=models,
         scores={method: values(found) for method, found in scores.items()},
         base_scores=values(base),
         before=values(before),
         draft=bool(stream.inputs.draft_reasons),
-        evaluations=scores["recall"] | {f"base/{column}": found for column, found in base.items()},
+        evaluations=own | own_base,
         earlier=registry.run_ids(stream.settings.stream.name, [record.result.version for record in earlier]),
     )
     lineage, tags = lineage_of(stream, record, earlier, data_sets), version_tags(stream, record)
