@@ -169,7 +169,7 @@ def test_a_deployed_run_waits_for_a_persons_word(project, finished, approve, cha
         def execute():
             finished.environment["MLFLOW_TRACKING_URI"] = os.environ["MLFLOW_TRACKING_URI"]
             environment = finished.environment | {"PREFECT__FLOW_RUN_ID": str(run.id)}
-            command = [sys.executable, "-m", "prefect.flow_engine"]
+            command = [sys.executable, "-m", "prefect.engine"]
             done = subprocess.run(command, cwd=finished.folder, env=environment, capture_output=True, text=True)
             return prefect.read_flow_run(run.id).state, done.stderr
 
