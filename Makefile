@@ -6,17 +6,21 @@ READY := $(VENV)/.ready
 PYTEST := python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 export PATH := $(BIN):$(PATH)
 
-.PHONY: setup data run test test-slow test-server chaos lint types check clean
+.PHONY: setup data run test test-slow test-nightly test-server chaos lint types check clean
 
 run: data
 	recall run
 
 test: setup
-	$(PYTEST) -m "not slow and not server"
+	$(PYTEST) -m "not slow and not nightly and not server"
 
 # The whole flow killed in every stage, grown, moved to another machine, and with every baseline.
 test-slow: setup
 	$(PYTEST) -m "slow and not server"
+
+# Faults, clusters, several processes, races, an audit that retrains: too long for CI's 25 minutes.
+test-nightly: setup
+	$(PYTEST) -m "nightly and not server"
 
 # PostgreSQL, S3, MLflow and Prefect, started once for all of them (docs/production.md); without PostgreSQL they skip.
 test-server: setup

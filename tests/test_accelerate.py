@@ -12,7 +12,7 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nightly
 ROWS = [{"id": str(i), "prompt": f"name {i}:", "target": f"a{i} b"} for i in range(24)]
 
 

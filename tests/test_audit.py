@@ -321,7 +321,7 @@ def test_a_scheduled_audit_fails_where_a_link_does_not_hold_and_shows_it_in_pref
     assert "- failed: update 1, weights.json: expected SHA-256" in Artifact.get("audit").data
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_stream_retrained_from_its_data_is_bit_identical(project):
     report = audit("--level", "full")
     assert not by_status(report, "failed")

@@ -5,7 +5,7 @@ import pytest
 from chaos.__main__ import FAULTS, put_to_the_test
 from chaos.bench import Bench, end_orphans
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nightly
 SOME = [
     "kill -9, 3 of 20",
     "kill -9, 12 of 20",

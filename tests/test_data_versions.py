@@ -227,8 +227,8 @@ def test_a_remote_that_is_no_folder_is_asked_once_for_all(project: Path, monkeyp
     try:
         command(project, *DVC, "remote", "modify", "local", "url", f"http://127.0.0.1:{server.server_port}")
         calls: list[tuple[str, ...]] = []
-        dvc = data_versions._dvc
-        monkeypatch.setattr(data_versions, "_dvc", lambda root, *more: (calls.append(more), dvc(root, *more))[1])
+        dvc = data_versions.dvc
+        monkeypatch.setattr(data_versions, "dvc", lambda root, *more: (calls.append(more), dvc(root, *more))[1])
         assert data_versions.unpushed(paths) == []
         assert calls == [("status", "--cloud", "--json", "data/made", "data/mine.csv")]
         shutil.rmtree(project / "remote" / "files" / "md5" / data_versions.tracked_hash(paths[1])[:2])

@@ -9,7 +9,7 @@ from dask_cluster import DaskCluster, wait_until
 
 from tasks.store import Store
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nightly
 KINDS = ("experts", "samples", "representations", "weights", "merged", "scores")
 
 

@@ -155,7 +155,7 @@ def test_a_verdict_that_chance_may_have_made_does_not_promote(project):
     assert where() == (None, None)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(("approve", "champion"), [(True, "3"), (False, None)])
 def test_a_deployed_run_waits_for_a_persons_word(project, finished, approve, champion):
     """As a worker runs it: the first process ends suspended; after the answer a second one goes on."""
@@ -274,7 +274,7 @@ def test_the_flow_that_was_overtaken_says_by_whom(project, monkeypatch):
     assert tags("3")["recall.promotion"].startswith("refused")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_processes_that_move_at_once_never_leave_two_champions_or_none(project, tmp_path):
     moved("1")
     start, count = tmp_path / "start", 6
@@ -308,7 +308,7 @@ def test_processes_that_move_at_once_never_leave_two_champions_or_none(project, 
     assert tried == 1 + 2 * count
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_killed_between_the_entry_and_the_alias_the_next_command_repairs_it(project, finished, tmp_path):
     moved("1")
     finished.environment["MLFLOW_TRACKING_URI"] = os.environ["MLFLOW_TRACKING_URI"]
