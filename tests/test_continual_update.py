@@ -51,7 +51,7 @@ def task_states(flow_run):
         wanted = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run.id]))
         for _ in range(60):
             runs = prefect.read_task_runs(flow_run_filter=wanted, sort=TaskRunSort.NAME_ASC, limit=200)
-            # The server takes in a run's events by and by: until then a task has the name that Prefect gave it, or runs.
+            # The server takes in a run's events by and by: until then a task is unnamed, or runs.
             if all(":" in run.name and run.state.is_final() for run in runs):
                 break
             time.sleep(0.5)
