@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import uuid
 from collections.abc import Callable, Iterator
@@ -39,9 +40,10 @@ class Workers:
 
         Raises:
             BadInput: there is no such cluster, or one of its workers cannot do the work.
-            Failed: of the returned function, where workers died again and again over this task.
+            Failed: of the returned function, where workers died again and again over this task, or the scheduler did.
         """
         from distributed import KilledWorker
+        from distributed.client import FutureCancelledError
 
         future = self._runner.submit(task, parameters=parameters)
 
@@ -50,14 +52,22 @@ class Workers:
                 return future.result()
             except KilledWorker as error:
                 raise Failed(f"the Dask workers died over {task.name} ({one_line(error)}); see their logs") from error
+            except FutureCancelledError as error:
+                raise Failed(
+                    f"the connection to the Dask scheduler was lost while {task.name} ran; what is done is kept: the "
+                    "same command goes on from there"
+                ) from error
 
         return wait
 
     @cached_property
     def _runner(self) -> DaskTaskRunner:
+        import distributed  # noqa: F401 - sets its loggers up
         from prefect.settings import PREFECT_API_URL, temporary_settings
         from prefect_dask.task_runners import DaskTaskRunner
 
+        # A lost connection is ours to say; it would show a traceback of its reconnecting.
+        logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
         # Without a server of its own the run has an embedded one, and each worker would start another.
         self.stack.enter_context(temporary_settings({PREFECT_API_URL: _api_url()}))
         # One task at a time in a process: it holds one model, and has torch's threads for itself.

@@ -102,6 +102,7 @@ def test_a_killed_scheduler_ends_the_run_and_the_same_stream_goes_on_in_one_proc
     cluster.kill("scheduler")
     _, said = run.communicate(timeout=300)
     assert run.returncode == 1, said
+    assert "the connection to the Dask scheduler was lost" in said
     assert "Traceback" not in said
     result = project.run()
     assert contents(project) == contents(alone)
