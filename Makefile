@@ -20,11 +20,11 @@ test-slow: setup
 
 # Faults, clusters, several processes, races, an audit that retrains: too long for CI's 25 minutes.
 test-nightly: setup
-	$(PYTEST) -m "nightly and not server"
+	$(PYTEST) -m nightly
 
 # PostgreSQL, S3, MLflow and Prefect, started once for all of them (docs/production.md); without PostgreSQL they skip.
 test-server: setup
-	python -m pytest -m server -rs
+	python -m pytest -m "server and not nightly" -rs
 
 # Every fault that we can make, each followed by the same command again; `make chaos FAULTS="disk kill"` takes some.
 chaos: setup

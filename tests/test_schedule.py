@@ -154,6 +154,7 @@ def test_a_schedule_takes_in_what_is_new_and_otherwise_says_that_nothing_is(team
     assert f"{nothing}2" in shown[0]["data"]
 
 
+@pytest.mark.nightly
 def test_an_event_says_that_data_was_pushed_and_starts_an_update_at_once(servers, team, prefect, worker):
     schedules = prefect.ask("/deployments/filter")[0]["schedules"]
     command(team.folder, team.environment, "deployment", "schedule", "pause", "continual-update/weekly-update",
