@@ -47,7 +47,7 @@ class LogitReader:
 
         That gathers its weights and gathers its gradients; a call of its parts would pass both by.
         """
-        self.causal_lm, self.head_is_all = wrapper, False
+        self.causal_lm, self.head_is_all, self.shares_prefixes = wrapper, False, False
 
     def states(self, inputs: dict[str, Any], chosen_BT: torch.Tensor) -> tuple[torch.Tensor, Any]:
         """What `logits` turns into logits, (N, E) or (N, V), and the key-value cache.
