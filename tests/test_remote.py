@@ -15,10 +15,11 @@ import pytest
 from counting_stage import count_up
 from dask_cluster import wait_until
 from prefect import flow
+from test_store import publish
 
 from recall.errors import BadInput, Failed
 from tasks.remote import bring, check_remote, share
-from tasks.store import MANIFEST, Store, seal
+from tasks.store import MANIFEST, Store
 
 
 @pytest.fixture(params=["file", "memory", pytest.param("s3", marks=pytest.mark.server)])
@@ -64,15 +65,6 @@ def bucket():
 
 def store_at(folder, remote):
     return Store(root=folder, remote=remote)
-
-
-def publish(store, text="weights", fingerprint="f1"):
-    with store.lock(fingerprint), store.publishing("merged", fingerprint) as out:
-        (out / "sub").mkdir()
-        (out / "model.txt").write_text(text)
-        (out / "sub" / "more.txt").write_text("more")
-        seal(out, {"kind": "merged", "fingerprint": fingerprint})
-    return store.folder("merged", fingerprint)
 
 
 def files(remote):
