@@ -5,6 +5,7 @@ import json
 import shutil
 
 import numpy as np
+import pytest
 import torch
 from merge_fixture import LAYERS, merged, refused, tensors
 from safetensors.torch import load_file
@@ -44,6 +45,27 @@ def test_every_tensor_is_the_sum_by_the_record_s_weights(pool, samples, tmp_path
         shares = record.weights[record.tensor_layers[name]]
         expected = sum(share * model[name].double() for share, model in zip(shares, inputs, strict=True))
         torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("newest", ["expert1", "lora1"])
+def test_no_export_silently_equals_the_base(newest, pool, samples, tmp_path):
+    merged([pool / "base", pool / newest], tmp_path / "out", "--samples", samples, "--clusters", 4)
+    base, found = tensors(pool / "base"), tensors(tmp_path / "out")
+    adapted = (
+        [name for name in base if name.endswith("proj.weight")] if newest == "expert1" else _targets(pool / newest)
+    )
+    assert adapted
+    assert not any(torch.equal(found[name], base[name]) for name in adapted)
+
+
+def _targets(adapter):
+    """The tensors of the base that an adapter changes."""
+    names = load_file(adapter / "adapter_model.safetensors")
+    return {
+        name.removeprefix("base_model.model.").replace(".lora_A", "")
+        for name in names
+        if name.endswith("lora_A.weight")
+    }
 
 
 def test_a_record_makes_the_same_model_again_without_samples(pool, samples, tmp_path):
