@@ -123,9 +123,9 @@ def test_with_one_case_an_average_s_interval_is_that_of_the_gates():
 
 def test_a_corpus_score_keeps_its_value_and_takes_its_spread_from_the_sentences():
     rows = np.random.default_rng(0).random(50).tolist()
-    scores = {"a": 0.9, "b": 0.9, "c": 0.9, "u": 0.2}
+    scores = {"a": 0.2, "b": 0.9, "c": 0.9, "u": 0.9}
     found = summary([line(scores=scores, rows=[dict.fromkeys([*TASKS, *NEW], rows)])])
-    estimate = method(found, "recall").measures["u"]
+    estimate = method(found, "recall").measures["a"]
     assert estimate.value == 0.2
     spread = 1.96 * np.std(rows) / np.sqrt(50)
     assert (estimate.high - estimate.low) / 2 == pytest.approx(spread, rel=0.1)
