@@ -72,7 +72,8 @@ def _compare(
         options = Options.model_validate({name: value for name, value in given.items() if value != []})
     except ValidationError as error:
         first = error.errors()[0]
-        raise BadInput(f"--{str(first['loc'][0]).removesuffix('s')} {first['input']}: {first['msg']}") from error
+        option = {"settings": "setting", "methods": "method"}.get(str(first["loc"][0]), first["loc"][0])
+        raise BadInput(f"--{option} {first['input']}: {first['msg']}; see --help") from error
     variants = read_variants(options, config, profile, overrides)
     from flows.compare import check_comparison
     from flows.compare import compare as flow

@@ -227,7 +227,7 @@ def _seconds(stream: Stream, models: list[Models], evaluations: list[ScoreRef]) 
         "cluster": lambda made: [made.samples],
         "represent": lambda made: list(made.representations),
         "weigh": lambda made: [made.weights],
-        "merge": lambda made: [made.current],
+        "merge": lambda made: [made.current] if made.current.kind == "merged" else [],
         "fisher": lambda made: [made.fisher],
         "moments": lambda made: [made.moments],
     }

@@ -154,7 +154,7 @@ def test_the_stream_s_scores_are_those_of_a_run_and_share_its_models(compared):
         (["--method", "magic"], "--method magic is not known; take one of sequential, average"),
         (["--setting", "none"], "--setting none"),
         (["--split", "train"], "--split train"),
-        (["--seeds", "0"], "--seed 0"),
+        (["--seeds", "0"], "--seeds 0"),
         (["--orders", "7"], "--orders 7: 3 learning tasks have 6 orders"),
         (["--method", "ewc", "--setting", "single"], "--method ewc has no meaning in --setting single"),
         (["--vary", "weighting.temperature"], "expected key=value,value"),
