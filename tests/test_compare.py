@@ -118,7 +118,7 @@ def test_a_second_comparison_makes_what_is_new_alone(compared, tmp_path):
         file.write_text(whole + whole[:200])
         made = {kind: compared.artifacts(kind) for kind in ("experts", "samples", "representations", "weights")}
         varied = ("--vary", "weighting.temperature=0.2", "--setting", "single", "--setting", "independent")
-        done = compared.recall("compare", "--json", *WITH, *STREAM, *varied)
+        done = compared.recall("compare", "--json", *WITH[:4], *STREAM, *varied)
         found = json.loads(done.stdout)
         assert "half a line at its end, of a killed run, was cut off" in done.stderr
         assert "methods are in comparison.jsonl already" in done.stderr
