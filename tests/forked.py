@@ -4,6 +4,7 @@ Most of a tiny run's time is imports. A fork is a process of its own as any othe
 and exit code; only its hash seed is not its own, so a test of what two processes must agree on starts one anew.
 """
 
+import atexit
 import functools
 import importlib
 import json
@@ -50,8 +51,10 @@ def _server() -> subprocess.Popen[str]:
     """The process that forks; it ends with this one, at the end of its input."""
     # No thread may be there to fork: neither OpenMP's nor the one that frees Arrow's memory.
     environment = os.environ | {"OMP_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
-    command = [sys.executable, __file__]
-    return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    command, pipe = [sys.executable, __file__], subprocess.PIPE
+    process = subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True)
+    atexit.register(process.communicate)
+    return process
 
 
 def serve() -> None:
