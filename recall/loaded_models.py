@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -26,6 +27,7 @@ def loaded_model(checkpoint: Checkpoint, dtype: torch.dtype) -> Iterator[PreTrai
     """
     base = checkpoint.base or checkpoint
     if (base, dtype) not in _models:
+        _leave_imports_alone()
         forget()
         _models[base, dtype] = load_model(base, dtype)
     model = _models[base, dtype]
@@ -50,6 +52,13 @@ def loaded(
             _tokenizers.clear()
             _tokenizers[base] = load_tokenizer(base.folder, writes=bool(model.can_generate()))
         yield model, _tokenizers[base]
+
+
+@functools.cache
+def _leave_imports_alone() -> None:
+    """What was imported stays: the search for garbage before every model would take half a second to go through it."""
+    gc.collect()
+    gc.freeze()
 
 
 def forget() -> None:

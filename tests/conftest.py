@@ -1,5 +1,7 @@
 """Tiny models and a tokenizer, made once: no network, no real weights."""
 
+import gc
+
 import pytest
 import tiny
 import torch
@@ -7,8 +9,19 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 pytest_plugins = ["merge_fixture", "prefect_fixture", "servers"]
 
-# Files that run the whole flow many times go first, so that no worker is left alone with one at the end.
-SLOWEST_FIRST = ("test_chaos", "test_kill", "test_continual_update", "test_compare", "test_baselines", "test_schedule")
+# The longest files go first, so that no worker is left alone with one at the end.
+SLOWEST_FIRST = (
+    "test_chaos",
+    "test_kill",
+    "test_continual_update",
+    "test_compare",
+    "test_audit",
+    "test_promotion",
+    "test_baselines",
+    "test_schedule",
+    "test_merge_options",
+    "test_merge_command",
+)
 
 
 def pytest_collection_modifyitems(items):
@@ -20,6 +33,13 @@ def pytest_collection_modifyitems(items):
 def one_thread():
     """Tiny matrices gain nothing from threads, and sums depend on their number."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def little_to_search_for_garbage():
+    """What has been imported stays: a merge, which collects garbage several times, need not go through all of it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

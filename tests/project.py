@@ -1,11 +1,15 @@
 """A small but real project in a folder of its own: Git, DVC with a local remote, three learning tasks, a tiny model."""
 
+import functools
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
+import forked
 import tiny
 import torch
 import yaml
@@ -64,14 +68,26 @@ class Project:
             self.environment["PREFECT_API_URL"] = api_url
 
     def recall(self, *arguments, expect=0):
-        """Run `recall` as a person would; returns the finished process."""
-        return self.python("-m", "flows.cli", *arguments, expect=expect)
+        """Run `recall` in a process of its own; returns the finished process."""
+        # Code that the project brings along is not what the forked process has imported.
+        start = self.python if (self.folder / "flows").exists() else self.forked
+        return start("-m", "flows.cli", *arguments, expect=expect)
+
+    def forked(self, *arguments, expect=0):
+        """As `python`, for a script or -m flows.cli, in a process that has its imports already."""
+        return _expected(forked.run(*arguments, folder=self.folder, environment=self.environment), expect)
+
+    def script(self, *arguments, expect=0):
+        """Run `recall` as a person would."""
+        return self._start(Path(sys.executable).with_name("recall"), *arguments, expect=expect)
 
     def python(self, *arguments, expect=0):
-        command = [sys.executable, *map(str, arguments)]
-        done = subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True)
-        assert done.returncode == expect, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
-        return done
+        return self._start(sys.executable, *arguments, expect=expect)
+
+    def _start(self, *command, expect):
+        words = list(map(str, command))
+        done = subprocess.run(words, cwd=self.folder, env=self.environment, capture_output=True, text=True)
+        return _expected(done, expect)
 
     def run(self, *arguments):
         """`recall run --json`, parsed."""
@@ -116,10 +132,26 @@ class Project:
         return {path.name: (path / "manifest.json").stat().st_mtime_ns for path in folder.glob("[!.]*")}
 
 
+def _expected(done, code):
+    assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
 def make_project(folder: Path, tokenizer, api_url: str | None = None) -> Project:
-    """A project that is committed, and whose data is pushed."""
-    project = Project(folder, api_url)
-    folder.mkdir(parents=True, exist_ok=True)
+    """A project that is committed, and whose data is pushed: a copy of one that is made once."""
+    shutil.copytree(_template(tokenizer).name, folder, symlinks=True, dirs_exist_ok=True)
+    return Project(folder, api_url)
+
+
+@functools.cache
+def _template(tokenizer) -> tempfile.TemporaryDirectory:
+    made = tempfile.TemporaryDirectory()
+    _make(Path(made.name), tokenizer)
+    return made
+
+
+def _make(folder: Path, tokenizer) -> None:
+    project = Project(folder)
     for name in DATA:
         project.write_data(name)
     shape = {"vocab_size": len(tokenizer), "hidden_size": 32, "bos_token_id": 0, "eos_token_id": 0}
@@ -145,8 +177,7 @@ def make_project(folder: Path, tokenizer, api_url: str | None = None) -> Project
     project.git("init", "--quiet")
     project.dvc("init", "--quiet")
     project.dvc("config", "core.analytics", "false")
-    project.dvc("remote", "add", "--quiet", "--default", "local", str(folder / ".dvc-remote"))
+    project.dvc("remote", "add", "--quiet", "--default", "local", ".dvc-remote")
     project.dvc("add", "--quiet", *(f"data/{name}" for name in ["base_model", *DATA]))
     project.dvc("push", "--quiet")
     project.commit("start")
-    return project

@@ -2,32 +2,16 @@
 
 import signal
 import sqlite3
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
+from forked import run
 
-DIE_AT = """
-import os, signal, sys
-from sqlalchemy import event
-from sqlalchemy.engine import Engine
-
-left = int(sys.argv[1])
-
-@event.listens_for(Engine, "before_cursor_execute")
-def count(*_):
-    global left
-    left -= 1
-    if left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-from tasks import registry
-registry.client()
-"""
+DIE_AT = Path(__file__).parent / "die_at_statement.py"
 
 
 def make(folder, statements):
-    return subprocess.run([sys.executable, "-c", DIE_AT, str(statements)], cwd=folder, capture_output=True, text=True)
+    return run(DIE_AT, statements, folder=folder)
 
 
 @pytest.mark.parametrize("statement", [25, 400])  # MLflow alone leaves a file that it can never open again
