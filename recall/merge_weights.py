@@ -197,7 +197,7 @@ def _typical_samples(request: MergeRequest, newest: Checkpoint, room: int) -> li
             model, tokenizer, [sample.read for sample in samples], batch_size=batch_size, max_tokens=room,
             last_layer_only=True, what="cluster",
         )[0]  # fmt: skip
-    return [samples[index] for index in typical_samples(last_PE, request.clusters, request.seed)]
+    return [samples[index] for index in typical_samples(last_PE, request.clusters, request.seed).indices]
 
 
 def context_length(checkpoint: Checkpoint) -> int:
