@@ -68,17 +68,22 @@ def typical(stream: Stream, label: str, expert: FinetunedRef, train: SplitRef) -
     return cluster(stream.store, label, expert=expert, train=train, settings=settings, **heldout(stream))
 
 
+def own_moments(stream: Stream, label: str, expert: FinetunedRef, train: SplitRef) -> tuple[SamplesRef, MomentsRef]:
+    """What an expert leaves behind for RegMean: the moments of its layers' inputs over its own typical samples."""
+    samples, reads = typical(stream, label, expert, train), stream.settings.representations
+    batch_size, max_tokens = reads.batch_size, reads.max_tokens
+    return samples, moments(
+        stream.store, label, expert=expert, samples=samples, batch_size=batch_size, max_tokens=max_tokens
+    )
+
+
 def by_moments(stream: Stream, label: str, past: list[Models], expert: FinetunedRef, train: SplitRef) -> Models:
     """RegMean: every expert leaves its moments behind, and the current model stands for those of all earlier ones.
 
     The base leaves none, so it takes no part, and the first update has nothing to merge.
     """
     store, settings = stream.store, stream.settings
-    samples = typical(stream, label, expert, train)
-    reads = settings.representations
-    own = moments(
-        store, label, expert=expert, samples=samples, batch_size=reads.batch_size, max_tokens=reads.max_tokens
-    )
+    samples, own = own_moments(stream, label, expert, train)
     name = stream.seen(len(past) + 1)[-1]
     if not past:
         models = keep_newest(stream, label, [stream.base, expert], ["current", name])

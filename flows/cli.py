@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from flows.audit_command import audit, sign
+from flows.compare_command import compare
 from flows.environment import set_defaults
 from flows.merge_command import merge, moments
 from flows.one_sentence import Config, Debug, Json, Overrides, Profile, errors_in_one_sentence
@@ -106,6 +107,7 @@ def _show(found: dict[str, Any], seconds: float) -> None:
     out.print(f"report: {Path(found['summary']['report']).resolve()}", soft_wrap=True)
 
 
+app.command()(compare)
 app.command()(audit)
 app.command()(sign)
 app.command()(merge)

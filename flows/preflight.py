@@ -45,11 +45,11 @@ def check_inputs(settings: Settings, take_in: list[str]) -> Inputs:
     for folder in folders.values():
         data_versions.ensure_present(folder)
     check_checkpoint(settings.base_folder)
-    _check_model(settings)
+    check_model(settings)
     for name in names:
         trained_on = name in settings.stream.learning_tasks
         check_learning_task(name, folders[name], settings.learning_tasks[name], trained_on)
-    _check_samples(settings)
+    check_samples(settings)
     for name, folder in folders.items():
         if name not in take_in:
             data_versions.check_clean(folder)
@@ -96,7 +96,7 @@ def _check_prepared_with(settings: Settings, name: str, folder: Path) -> None:
         )
 
 
-def _check_model(settings: Settings) -> None:
+def check_model(settings: Settings) -> None:
     """Put the adapter on a base model without weights: PEFT itself says whether the modules exist and can have one."""
     check_architecture(settings.base_folder)
     wanted = settings.finetuning.lora.target_modules
@@ -118,7 +118,8 @@ def _check_model(settings: Settings) -> None:
             ) from error
 
 
-def _check_samples(settings: Settings) -> None:
+def check_samples(settings: Settings) -> None:
+    """Raise BadInput where a learning task gives fewer samples to choose from than are to be chosen."""
     if settings.sampling.source == "generated":
         return
     if settings.sampling.file is not None:

@@ -79,6 +79,7 @@ class DatasetRef(ArtifactRef):
     learning_task: str
     dvc_hash: str
     train: SplitRef | None
+    validation: SplitRef | None = None
     test: SplitRef
 
     def at(self, root: Path) -> Ref:
@@ -86,7 +87,7 @@ class DatasetRef(ArtifactRef):
         moved = super().at(root)
         splits = {
             name: split.model_copy(update={"path": moved.path / split.path.name})
-            for name, split in (("train", self.train), ("test", self.test))
+            for name, split in (("train", self.train), ("validation", self.validation), ("test", self.test))
             if split
         }
         return moved.model_copy(update=splits)

@@ -118,13 +118,13 @@ def find_update(stream: str, key: str) -> UpdateRecord | None:
 
 def unfinished_stream_run(stream: str, key: str) -> str | None:
     """The parent run that a killed process left open, or None."""
-    runs = _runs_with(stream, {STREAM_KEY: key}, "RUNNING")
+    runs = runs_with(stream, {STREAM_KEY: key}, "RUNNING")
     return str(runs[0].info.run_id) if runs else None
 
 
 def start_stream_run(stream: str, key: str) -> str:
     """The id of a new parent run."""
-    run = client().create_run(_experiment(stream), tags={STREAM_KEY: key}, run_name=f"stream {stream}")
+    run = client().create_run(experiment(stream), tags={STREAM_KEY: key}, run_name=f"stream {stream}")
     return str(run.info.run_id)
 
 
@@ -158,7 +158,7 @@ def finish_stream_run(run_id: str, metrics: dict[str, float], files: list[Path])
     """Log what the whole stream came to, and close the parent run."""
     from mlflow.entities import Metric
 
-    client().log_batch(run_id, metrics=[Metric(name, value, _now_ms(), 0) for name, value in metrics.items()])
+    client().log_batch(run_id, metrics=[Metric(name, value, now_ms(), 0) for name, value in metrics.items()])
     for file in files:
         client().log_artifact(run_id, str(file))
     client().set_terminated(run_id, "FINISHED")
@@ -254,7 +254,8 @@ def _files_sha256(folder: Path) -> str:
     return next(iter(shards.values())) if len(shards) == 1 else digest(shards)
 
 
-def _experiment(stream: str) -> str:
+def experiment(stream: str) -> str:
+    """The id of the experiment of a stream, which is made where it is missing."""
     from mlflow.exceptions import MlflowException
 
     # A server keeps artifacts where it was told to; the embedded store keeps them beside its database.
@@ -277,23 +278,24 @@ def _version_with(stream: str, tags: dict[str, str]) -> ModelVersion | None:
     return found[-1] if found else None
 
 
-def _runs_with(stream: str, tags: dict[str, str], status: str | None = None) -> list[Run]:
-    experiment = client().get_experiment_by_name(stream)
-    if experiment is None:
+def runs_with(stream: str, tags: dict[str, str], status: str | None = None) -> list[Run]:
+    """Every run in the experiment of a stream that has these tags."""
+    found = client().get_experiment_by_name(stream)
+    if found is None:
         return []
     wanted = [f"tags.`{name}` = '{value}'" for name, value in tags.items()]
     wanted += [f"attributes.status = '{status}'"] if status else []
-    return list(client().search_runs([experiment.experiment_id], " and ".join(wanted)))
+    return list(client().search_runs([found.experiment_id], " and ".join(wanted)))
 
 
 def _nested_run(stream: str, parent_run: str, record: UpdateRecord) -> str:
     """The run of this update inside this stream run, whatever state a killed process left it in."""
     tags = {"mlflow.parentRunId": parent_run, KEY: record.key}
-    started = _runs_with(stream, tags)
+    started = runs_with(stream, tags)
     if started:
         return str(started[0].info.run_id)
     name = f"update {record.position}: {record.result.learning_task}"
-    return str(client().create_run(_experiment(stream), tags=tags, run_name=name).info.run_id)
+    return str(client().create_run(experiment(stream), tags=tags, run_name=name).info.run_id)
 
 
 def _log_files(run_id: str, record: UpdateRecord, lineage: Lineage) -> None:
@@ -318,7 +320,7 @@ def _log_metrics(run_id: str, record: UpdateRecord) -> None:
 
     if client().get_run(run_id).data.metrics:
         return
-    now, result = _now_ms(), record.result
+    now, result = now_ms(), record.result
     values = record.metrics | {f"seconds/{stage}": seconds for stage, seconds in result.seconds.items()}
     training = json.loads((record.models["recall"].expert.path / "training.json").read_text(encoding="utf-8"))
     metrics = [Metric(name, value, now, record.position) for name, value in values.items()]
@@ -353,7 +355,7 @@ def _register_model(stream: str, run_id: str, merged: ArtifactRef, tags: dict[st
     import torch
     import transformers
 
-    logged = client().search_logged_models([_experiment(stream)], filter_string=f"source_run_id = '{run_id}'")
+    logged = client().search_logged_models([experiment(stream)], filter_string=f"source_run_id = '{run_id}'")
     ready = [model for model in logged if model.status == "READY"]
     for model in logged:
         if model.status != "READY":
@@ -382,5 +384,6 @@ def _forget_logged_model(model: LoggedModel) -> None:
     client().delete_logged_model(model.model_id)
 
 
-def _now_ms() -> int:
+def now_ms() -> int:
+    """The time as MLflow has it."""
     return int(time.time() * 1000)

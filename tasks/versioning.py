@@ -25,6 +25,7 @@ def version_dataset(job: Job, name: str, tracked: TrackedFolder, spec: TaskSpec,
         "learning_task": name,
         "dvc_hash": tracked.fingerprint,
         "train": splits["train"] if trained_on else None,
+        "validation": splits.get("validation"),
         "test": splits["test"],
     }
 

@@ -1,0 +1,207 @@
+"""Tables and plots out of the results files of `recall compare`, the same every time.
+
+    python benchmarks/results_page.py comparison.jsonl [MORE.jsonl ...] --out docs/results
+
+writes `tables.md` and SVG plots: by setting every method's averages with their intervals; RECALL's similarity to the
+newest model and the newest model's weight by depth; and for each setting that was varied what it changed.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterable
+from itertools import groupby
+from pathlib import Path
+from statistics import fmean
+
+import matplotlib as mpl
+
+mpl.use("svg")
+mpl.rcParams |= {"svg.hashsalt": "recall", "svg.fonttype": "none", "font.size": 9, "axes.spines.top": False,
+                 "axes.spines.right": False}  # fmt: skip
+import matplotlib.pyplot as plt  # noqa: E402
+import yaml  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+
+from recall.comparison import Estimate, MethodSummary, SettingSummary, compare_lines  # noqa: E402
+from recall.comparison_line import Line, read_lines  # noqa: E402
+from recall.comparison_measures import SEEN, UNSEEN  # noqa: E402
+from recall.comparison_table import cell, columns, difference_cell, label_of, sentence, title  # noqa: E402
+from recall.errors import BadInput  # noqa: E402
+from recall.markdown import code, escaped  # noqa: E402
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="+", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("docs/results"))
+    given = parser.parse_args()
+    try:
+        write_page(given.files, given.out)
+    except BadInput as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+def write_page(files: list[Path], out: Path) -> None:
+    """Write `tables.md` and the plots that it shows into folder `out`."""
+    out.mkdir(parents=True, exist_ok=True)
+    words = " ".join(file.name for file in files)
+    text = [f"<!-- Written by `python benchmarks/results_page.py {words}`; edit nothing here. -->"]
+    for file in files:
+        lines = read_lines(file)
+        if not lines:
+            raise BadInput(f"{file} has no results; make some with `recall compare --results {file}`")
+        text += ["", f"# {escaped(file.name)}", "", *about(lines)]
+        names: list[str] = []
+        for summary in compare_lines(lines):
+            name = f"{file.stem}-{summary.setting}"
+            name = name if name not in names else f"{name}-{names.count(name) + len(names)}"
+            names.append(name)
+            text += section(summary, name, out)
+        text += by_depth(lines, f"{file.stem}-depth", out)
+    (out / "tables.md").write_text("\n".join(text) + "\n", encoding="utf-8")
+
+
+def about(lines: list[Line]) -> list[str]:
+    """What the lines were made with, and on."""
+    machines = {f"{line.machine.get('cpu_model')}, {line.machine.get('threads')} threads, "
+                f"{line.machine.get('device')}, torch {line.machine.get('torch')}" for line in lines}  # fmt: skip
+    commits = {f"{str(line.code_commit)[:12]}{'' if line.code_clean else ' with changes'}" for line in lines}
+    bases = {line.base_model for line in lines}
+    told = {"base model": bases, "code": commits, "made on": machines}
+    return [f"{len(lines)} results; " + "; ".join(f"{what}: {_listed(found)}" for what, found in told.items()) + "."]
+
+
+def section(summary: SettingSummary, name: str, out: Path) -> list[str]:
+    """One setting: its sentence, its tables and its plots."""
+    rows = ", ".join(f"{task} {count}" for task, count in summary.rows.items())
+    plain = [method for method in summary.methods if "=" not in method.label]
+    save(averages(summary, plain), out / f"{name}.svg")
+    text = ["", f"## {escaped(title(summary))}", "", escaped(sentence(summary)), ""]
+    text += [f"Points (100 x the score) ± half of the 95% interval; rows: {escaped(rows)}.", ""]
+    text += _table(
+        ["", *(f"{column} {summary.metrics.get(column, '')}".strip() for column in columns(summary))],
+        [[label_of(one.label), *(cell(one.measures.get(column)) for column in columns(summary))]
+         for one in summary.methods],
+    )  # fmt: skip
+    compared = [column for column in columns(summary) if any(column in one.against for one in summary.methods)]
+    text += [
+        "",
+        "RECALL minus each method, with the interval, * where that leaves out zero, and cases won and lost:",
+        "",
+    ]
+    text += _table(
+        ["", *compared],
+        [[label_of(one.label), *(difference_cell(one.against.get(column)) for column in compared)]
+         for one in summary.methods if one.against],
+    )  # fmt: skip
+    text += ["", f"![{summary.setting}]({name}.svg)"]
+    for key, variants in groupby(varied(summary), key=lambda one: key_of(one.label)):
+        file = f"{name}-{key.replace('.', '-')}"
+        save(sensitivity(summary, key, list(variants)), out / f"{file}.svg")
+        text += ["", f"![{code(key)}]({file}.svg)"]
+    return text
+
+
+def averages(summary: SettingSummary, methods: list[MethodSummary]) -> Figure:
+    """A dot and an interval a method; RECALL's stands out."""
+    shown = [name for name in (SEEN, UNSEEN) if any(name in method.measures for method in methods)]
+    figure, axes = plt.subplots(1, len(shown), figsize=(4 * len(shown), 0.8 + 0.26 * len(methods)), sharey=True,
+                                squeeze=False, layout="constrained")  # fmt: skip
+    for axis, name in zip(axes[0], shown, strict=True):
+        for height, method in enumerate(reversed(methods)):
+            if name in method.measures:
+                colour = "tab:red" if method.label == "recall" else "tab:gray"
+                _dot(axis, method.measures[name], height, colour, across=True)
+        axis.set_yticks(range(len(methods)), [label_of(method.label) for method in reversed(methods)])
+        axis.set_xlabel(f"{name}, points")
+        axis.grid(axis="x", alpha=0.3)
+    return figure
+
+
+def sensitivity(summary: SettingSummary, key: str, variants: list[MethodSummary]) -> Figure:
+    """Averages over seen and unseen by the value of one setting; the line is RECALL as the settings have it."""
+    values = [yaml.safe_load(one.label.partition("=")[2]) for one in variants]
+    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        variants = [one for _, one in sorted(zip(values, variants, strict=True), key=lambda pair: pair[0])]
+    (plain,) = [method for method in summary.methods if method.label == "recall"] or [variants[0]]
+    figure, axis = plt.subplots(figsize=(5, 3), layout="constrained")
+    for name, colour in ((SEEN, "tab:red"), (UNSEEN, "tab:blue")):
+        if name in plain.measures:
+            for place, one in enumerate(variants):
+                _dot(axis, one.measures[name], place, colour)
+            points = [100 * one.measures[name].value for one in variants]
+            axis.plot(range(len(variants)), points, color=colour, label=name)
+            axis.axhline(100 * plain.measures[name].value, color=colour, linestyle=":", linewidth=1)
+    axis.set_xticks(range(len(variants)), [one.label.partition("=")[2] for one in variants])
+    axis.set_xlabel(f"{key} ({summary.setting}, {summary.split}; dotted: as it was set)")
+    axis.set_ylabel("points")
+    axis.legend(frameon=False)
+    return figure
+
+
+def by_depth(lines: list[Line], name: str, out: Path) -> list[str]:
+    """Similarity to the newest model, and the newest model's weight over an equal share, layer by layer."""
+    settings = {
+        setting: [merge for line in lines if line.label == "recall" and line.setting == setting
+                  for merge in line.merges if merge.similarities]
+        for setting in dict.fromkeys(line.setting for line in lines)
+    }  # fmt: skip
+    if not any(settings.values()):
+        return []
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
+    for setting, found in settings.items():
+        most = max((len(merge.layers) for merge in found), default=0)
+        merges = [merge for merge in found if len(merge.layers) == most]
+        alike = [[value for merge in merges for value in merge.similarities[layer][:-1]] for layer in range(most)]
+        tilt = [[merge.weights[layer][-1] * len(merge.models) for merge in merges] for layer in range(most)]
+        for axis, layers in zip(axes, (alike, tilt), strict=True):
+            (drawn,) = axis.plot(range(most), [fmean(values) for values in layers], label=setting)
+            low, high = [min(values) for values in layers], [max(values) for values in layers]
+            axis.fill_between(range(most), low, high, alpha=0.15, color=drawn.get_color())
+    for axis, what in zip(axes, ("similarity to the newest model", "weight of the newest, over 1/K"), strict=True):
+        axis.set_xlabel("layer (0: embeddings); band: least to most")
+        axis.set_ylabel(what)
+    axes[1].axhline(1, color="tab:gray", linestyle=":", linewidth=1)
+    axes[0].legend(frameon=False)
+    save(figure, out / f"{name}.svg")
+    return ["", "## By depth", "", f"![similarity and weight by depth]({name}.svg)"]
+
+
+def varied(summary: SettingSummary) -> list[MethodSummary]:
+    """RECALL's variants, those of one setting beside each other."""
+    found = [method for method in summary.methods if "=" in method.label]
+    keys = list(dict.fromkeys(key_of(method.label) for method in found))
+    return sorted(found, key=lambda method: keys.index(key_of(method.label)))
+
+
+def key_of(label: str) -> str:
+    """The setting that a variant changes."""
+    return label.partition(" ")[2].partition("=")[0]
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Without the date, so that the same results give the same file."""
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
+def _dot(axis: plt.Axes, estimate: Estimate, place: int, colour: str, across: bool = False) -> None:
+    value = 100 * estimate.value
+    spread = [[value - 100 * estimate.low], [100 * estimate.high - value]]
+    at, error = ((value, place), "xerr") if across else ((place, value), "yerr")
+    axis.errorbar(*at, **{error: spread}, fmt="o", color=colour, markersize=4, capsize=2)
+
+
+def _table(heads: list[str], rows: list[list[str]]) -> list[str]:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return ["| " + " | ".join(escaped(text) if text != "---" else text for text in line) + " |" for line in lines]
+
+
+def _listed(found: Iterable[str]) -> str:
+    return escaped(", ".join(sorted(found)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

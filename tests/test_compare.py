@@ -1,0 +1,265 @@
+"""`recall compare` through the whole flow with a tiny model, and the scripts that feed it and show what it found."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from mlflow import MlflowClient
+from project import DATA, SPECS, SPLITS
+from typer.testing import CliRunner
+
+from flows.cli import app
+from flows.comparison_cases import Case, newest_orders, stream_orders
+from recall.comparison_line import read_lines
+from recall.load_settings import load_settings
+from recall.prepare import main as prepare
+from tasks import registry
+
+ROOT = Path(__file__).parent.parent
+WITH = ("--method", "average", "--method", "regmean", "--method", "sequential")
+STREAM = ("--set", "stream.learning_tasks=[names, reviews]", "--set", "stream.unseen=[films]")
+
+
+@pytest.fixture(scope="module")
+def compared(new_project):
+    """A project after a comparison in all three settings, with two orders."""
+    project = new_project("compared")
+    project.results = project.folder / "comparison.jsonl"
+    project.found = json.loads(project.recall("compare", "--json", "--orders", "2", *WITH, *STREAM).stdout)
+    project.lines = read_lines(project.results)
+    return project
+
+
+def lines(project, setting, method, order=0):
+    """Of one case; in `single` a line a learning task."""
+    wanted = (setting, method, order)
+    return [line for line in project.lines if (line.setting, line.label, line.order) == wanted]
+
+
+def script(name, *arguments, cwd=ROOT):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+
+
+def test_every_method_that_applies_is_scored_in_every_setting(compared):
+    methods = {setting: {line.label for line in compared.lines if line.setting == setting}
+               for setting in ("single", "independent", "stream")}  # fmt: skip
+    assert methods == {
+        "single": {"base", "expert", "average", "recall"},
+        "independent": {"base", "expert names", "expert reviews", "average", "regmean", "recall"},
+        "stream": {"base", "average", "regmean", "sequential", "recall"},
+    }
+    assert [summary["setting"] for summary in compared.found["comparisons"]] == ["single", "independent", "stream"]
+    assert compared.found["made"] == len(compared.lines) == 2 * 4 + 2 * 6 + 2 * 5
+    assert not (compared.folder / "reports").exists(), "a comparison is no run of the stream"
+
+
+def test_one_expert_is_merged_with_the_base_and_scored_on_everything(compared):
+    names, reviews = lines(compared, "single", "recall")
+    assert (names.learning_tasks, names.others, names.unseen) == (["names"], ["reviews"], ["films"])
+    assert names.scores.keys() == reviews.scores.keys() == {"names", "reviews", "films"}
+    (merge,) = names.merges
+    assert merge.models == ["current", "names"]
+    assert len(merge.similarities) == len(merge.weights) == len(merge.sigma) == len(merge.layers)
+    assert names.matrix is None
+
+
+def test_independent_experts_are_merged_once_with_the_base(compared):
+    for order, newest in enumerate(["reviews", "names"]):
+        (line,) = lines(compared, "independent", "recall", order)
+        (merge,) = line.merges
+        assert merge.models == ["base", *line.learning_tasks]
+        assert merge.models[-1] == newest
+    assert lines(compared, "independent", "average", 0)[0].scores == (
+        lines(compared, "independent", "average", 1)[0].scores
+    ), "an average knows no newest model"
+    (expert,) = lines(compared, "independent", "expert names")
+    assert expert.scores == lines(compared, "single", "expert")[0].scores, "they are one and the same"
+    assert lines(compared, "independent", "recall")[0].experts["names"] == expert.scores["names"]
+
+
+def test_a_line_has_what_a_reader_needs(compared):
+    (line,) = lines(compared, "stream", "recall")
+    assert line.data_hashes["names"] == compared.dvc_hash("data/names")
+    assert line.settings["weighting"]["temperature"] == 1
+    assert "weighting" not in lines(compared, "stream", "average")[0].settings
+    assert line.seconds.keys() == {"finetune", "cluster", "represent", "weigh", "merge", "evaluate"}
+    assert line.machine["threads"] == 1
+    assert [sorted(row) for row in line.rows] == [["names", "reviews"], ["films", "names", "reviews"]]
+    assert len(line.rows[-1]["films"]) == SPLITS["test"][1]
+    assert line.metrics == {"names": "chrf", "reviews": "accuracy", "films": "accuracy"}
+
+
+def test_every_case_is_a_run_in_an_experiment_of_its_own_and_nothing_is_registered(compared):
+    client = MlflowClient(f"sqlite:///{compared.folder / 'mlflow.db'}")
+    assert client.search_registered_models() == []
+    runs = client.search_runs([client.get_experiment_by_name("tiny.compare").experiment_id])
+    assert len(runs) == 2 + 2 + 2
+    (run,) = [run for run in runs if run.data.params["setting"] == "stream" and run.data.params["order"] == "0"]
+    (line,) = lines(compared, "stream", "average")
+    assert run.data.metrics["average/names"] == line.scores["names"]
+    text = Path(client.download_artifacts(run.info.run_id, "lines.jsonl", str(compared.folder))).read_text()
+    assert len(text.splitlines()) == 5
+
+
+def test_a_second_comparison_makes_what_is_new_alone(compared, tmp_path):
+    """Killed while it wrote a line, and asked for RECALL with one setting changed: the experts are not made again."""
+    project = shutil.copytree(compared.folder, tmp_path / "project", symlinks=True)
+    before, compared.folder = compared.folder, project
+    try:
+        file = project / "comparison.jsonl"
+        whole = file.read_text()
+        file.write_text(whole + whole[:200])
+        made = {kind: compared.artifacts(kind) for kind in ("experts", "samples", "representations", "weights")}
+        varied = ("--vary", "weighting.temperature=0.2", "--setting", "single", "--setting", "independent")
+        done = compared.recall("compare", "--json", *WITH, *STREAM, *varied)
+        found = json.loads(done.stdout)
+        assert "half a line at its end, of a killed run, was cut off" in done.stderr
+        assert "methods are in comparison.jsonl already" in done.stderr
+        assert (found["made"], found["found"]) == (3, 2 * 4 + 6)
+        lines = read_lines(file)
+        assert [line.label for line in lines[-3:]] == ["recall weighting.temperature=0.2"] * 3
+        assert file.read_text().startswith(whole)
+        for kind in ("experts", "samples", "representations"):
+            assert compared.artifacts(kind) == made[kind]
+        assert len(compared.artifacts("weights")) == len(made["weights"]) + 3
+    finally:
+        compared.folder = before
+
+
+@pytest.mark.slow
+def test_the_stream_s_scores_are_those_of_a_run_and_share_its_models(compared):
+    made = {kind: compared.artifacts(kind) for kind in ("experts", "merged")}
+    compared.run("--set", "baselines=[average, sequential]", *STREAM)
+    result = json.loads((compared.folder / "reports" / "result.json").read_text())
+    for method in ("recall", "average", "sequential"):
+        (line,) = lines(compared, "stream", method)
+        registered = result["methods"][method]["scores"]
+        for row, other in zip(line.matrix.scores, registered, strict=True):
+            assert [cell for cell in row if cell is not None] == [
+                other[place] for place, cell in enumerate(row) if cell is not None
+            ]
+    assert {kind: compared.artifacts(kind) for kind in made} == made
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--method", "magic"], "--method magic is not known; take one of sequential, average"),
+        (["--setting", "none"], "--setting none"),
+        (["--split", "train"], "--split train"),
+        (["--seeds", "0"], "--seeds 0"),
+        (["--orders", "7"], "--orders 7: 3 learning tasks have 6 orders"),
+        (["--method", "ewc", "--setting", "single"], "--method ewc has no meaning in --setting single"),
+        (["--vary", "weighting.temperature"], "expected key=value,value"),
+        (["--vary", "weighting.warmth=1"], "weighting.warmth is no setting; check its spelling"),
+        (["--vary", "weighting.temperature=0"], "weighting.temperature"),
+        (["--vary", "sampling.seed=1"], "--vary sampling.seed cannot be varied (that is what --seeds sets)"),
+        (["--vary", "merging.scale=1"], "--vary merging.scale cannot be varied (RECALL reads update"),
+        (["--vary", "sampling.clusters=3,99"], "fewer than sampling.clusters (99)"),
+        (["--vary", "update.pool=all", "--setting", "single"], "has a meaning in --setting stream alone"),
+        (["--results", "data"], "data cannot be written; name another file with --results"),
+    ],
+)
+def test_bad_input_is_one_sentence(compared, monkeypatch, arguments, words):
+    monkeypatch.chdir(compared.folder)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{compared.folder / 'mlflow.db'}")
+    registry.client.cache_clear()
+    before = compared.results.read_bytes()
+    done = CliRunner().invoke(app, ["compare", *arguments])
+    assert done.exit_code == 2, done.output
+    (sentence,) = [line for line in done.stderr.splitlines() if line.startswith("recall: ")]
+    assert words in sentence
+    assert "Traceback" not in done.output
+    assert compared.results.read_bytes() == before
+
+
+def test_orders_are_fixed_and_no_two_the_same():
+    own = ("a", "b", "c", "d")
+    assert stream_orders(own, 24)[:5] == stream_orders(own, 5)
+    assert len(set(stream_orders(own, 24))) == 24
+    assert stream_orders(own, 3)[0] == newest_orders(own, 3)[0] == own
+    found = newest_orders(own, 9)
+    assert sorted(order[-1] for order in found) == ["a", "b", "c", "d"], "as many as can be the newest"
+    assert all(sorted(order) == list(own) for order in found)
+
+
+def test_a_seed_reaches_training_sampling_and_merging(compared):
+    settings = load_settings(compared.folder / "params.yaml")
+    found = Case("independent", 3, 0, ("reviews", "names"), ()).settings(settings, "recall")
+    assert (found.finetuning.seed, found.sampling.seed, found.merging.seed) == (3, 3, 3)
+    assert (found.update.start_from, found.stream.learning_tasks) == ("base", ["reviews", "names"])
+
+
+def test_tables_and_plots_come_out_of_the_results_the_same_every_time(compared, tmp_path):
+    for out in ("one", "two"):
+        done = script("results_page", compared.results, "--out", tmp_path / out)
+        assert done.returncode == 0, done.stderr
+    names = {path.name for path in (tmp_path / "one").iterdir()}
+    assert names == {"tables.md", *(f"comparison-{name}.svg" for name in ("single", "independent", "stream", "depth"))}
+    for name in names:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    text = (tmp_path / "one" / "tables.md").read_text()
+    assert "| RECALL |" in text
+    assert "| sequential fine-tuning |" in text
+    assert str(compared.folder) not in text
+    (tmp_path / "empty.jsonl").touch()
+    assert "has no results" in script("results_page", tmp_path / "empty.jsonl", "--out", tmp_path).stderr
+
+
+@pytest.fixture
+def real_data(tmp_path):
+    """A folder like that of the small real data sets."""
+    for name in ("names", "reviews", "films"):
+        folder = tmp_path / "real" / f"real_{name}"
+        folder.mkdir(parents=True)
+        (folder / "card.json").write_text(json.dumps({"labels": None, **SPECS[name], "licence": "none", "notes": ""}))
+        for split, (start, count) in SPLITS.items():
+            rows = [row | {"references": [row["target"]]} for row in DATA[name](start, count)]
+            (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path / "real"
+
+
+def real_params(folder, *arguments, out="params-real.yaml"):
+    names = ("--stream", "real_names", "real_reviews", "--unseen", "real_films")
+    return script("real_data", folder, "--out", out, *names, *arguments)
+
+
+def test_real_data_becomes_settings_that_prepare_reads(real_data, tmp_path, monkeypatch):
+    out = tmp_path / "params-real.yaml"
+    done = real_params(real_data, "--rows", "train=20,validation=3,test=4", out=out)
+    assert done.returncode == 0, done.stderr
+    values = yaml.safe_load(out.read_text())
+    assert values["stream"]["learning_tasks"] == ["real_names", "real_reviews"]
+    assert values["base_model"] == yaml.safe_load((ROOT / "params.yaml").read_text())["base_model"]
+    monkeypatch.chdir(tmp_path)
+    assert prepare(["task", "real_reviews", "--config", str(out)]) == 0
+    counts = {path.stem: len(path.read_text().splitlines()) for path in (tmp_path / "data").rglob("*.jsonl")}
+    assert counts == {"train": 20, "validation": 3, "test": 4}
+    assert "card.json is no data set's card" in real_params(tmp_path, out=out).stderr
+    assert "expected train=200" in real_params(real_data, "--rows", "many", out=out).stderr
+
+
+@pytest.mark.slow
+def test_a_comparison_takes_real_data_in(new_project, real_data):
+    project = new_project("real")
+    done = script("real_data", real_data, "--out", project.folder / "params-real.yaml", "--params",
+                  project.folder / "params.yaml", "--rows", "train=20,validation=4,test=6", "--stream", "real_names",
+                  "real_reviews", "--unseen", "real_films")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    names = ("real_names", "real_reviews", "real_films")
+    for name in names:
+        project.python("-m", "recall.prepare", "task", name, "--config", "params-real.yaml")
+    taken = [word for name in names for word in ("--take-in", name)]
+    asked = ("compare", "--json", "--config", "params-real.yaml", "--setting", "single", "--split", "validation",
+             "--method", "average")  # fmt: skip
+    assert json.loads(project.recall(*asked, *taken).stdout)["made"] == 8
+    assert json.loads(project.recall(*asked).stdout)["made"] == 0
+    (first, *_) = read_lines(project.folder / "comparison.jsonl")
+    assert {len(rows) for rows in first.rows[0].values()} == {4}, "the rows of the validation split"
