@@ -32,8 +32,8 @@ def merge_with(
 
     Args:
         weights_RK: for the methods in `TAKES_WEIGHTS`, with `row_of`; see `recall.merging.merge`.
-        moments: for the methods in `BY_MOMENTS`, the files of each member: one for an expert, all of theirs for a merged model; by default
-            the one that lies in the member's folder.
+        moments: for the methods in `BY_MOMENTS`, the files of each member: one for an expert, all of theirs for a
+            merged model; by default the one that lies in the member's folder.
         device: for the methods in `WEIGHTED`; the others run on the CPU alone.
 
     Raises:
