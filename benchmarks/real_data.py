@@ -33,7 +33,7 @@ STREAM = ("sst2", "squad_v2", "iwslt_enfr", "dream", "medmcqa")
 UNSEEN = ("agnews", "boolq")
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--out", type=Path, default=Path("params-real.yaml"))
@@ -41,7 +41,7 @@ def main() -> int:
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="where the other settings come from")
     parser.add_argument("--stream", nargs="+", default=list(STREAM), help="learning tasks in their order")
     parser.add_argument("--unseen", nargs="*", default=list(UNSEEN), help="learning tasks that are only evaluated")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     try:
         values = settings(given.folder, given.params, given.stream, given.unseen, rows_of(given.rows))
         text = "# Written by benchmarks/real_data.py, which says how to go on.\n\n" + yaml.safe_dump(

@@ -30,11 +30,11 @@ from recall.errors import BadInput  # noqa: E402
 from recall.markdown import code, escaped  # noqa: E402
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     try:
         write_page(given.files, given.out)
     except BadInput as error:
@@ -53,11 +53,11 @@ def write_page(files: list[Path], out: Path) -> None:
         if not lines:
             raise BadInput(f"{file} has no results; make some with `recall compare --results {file}`")
         text += ["", f"# {escaped(file.name)}", "", *about(lines)]
-        names: list[str] = []
+        met: list[str] = []
         for summary in compare_lines(lines):
-            name = f"{file.stem}-{summary.setting}"
-            name = name if name not in names else f"{name}-{names.count(name) + len(names)}"
-            names.append(name)
+            met.append(summary.setting)
+            again = met.count(summary.setting)  # other settings or data: not comparable with the first
+            name = f"{file.stem}-{summary.setting}" + (f"-{again}" if again > 1 else "")
             text += section(summary, name, out)
         text += by_depth(lines, f"{file.stem}-depth", out)
     (out / "tables.md").write_text("\n".join(text) + "\n", encoding="utf-8")

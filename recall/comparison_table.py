@@ -14,6 +14,7 @@ TITLES = {
     "independent": "the base and all experts merged once",
     "stream": "learning task after learning task",
 }
+NO_RIVALS = ("base", "expert")
 MINUS = "\N{MINUS SIGN}"
 
 
@@ -76,15 +77,15 @@ def difference_cell(difference: Difference | None) -> str:
 def sentence(summary: SettingSummary) -> str:
     """Who is best over the learning tasks seen and over the unseen ones, and whether chance may explain it.
 
-    Methods with other settings of RECALL count as methods; the base and the experts, which keep to one learning task
-    or none, do not.
+    The base and the experts, which know one learning task or none, do not count, nor does RECALL with a setting
+    changed: choosing among these on what they are tested on would be no result.
     """
     clauses = []
     for name, where in ((SEEN, "the learning tasks seen"), (UNSEEN, "the unseen ones")):
         methods = {
             method.label: method
             for method in summary.methods
-            if name in method.measures and method.label.partition(" ")[0] not in ("base", "expert")
+            if name in method.measures and "=" not in method.label and method.label.partition(" ")[0] not in NO_RIVALS
         }
         if "recall" in methods:
             clauses.append(_standing(where, name, methods))

@@ -8,7 +8,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 pytest_plugins = ["merge_fixture", "prefect_fixture", "servers"]
 
 # Files that run the whole flow many times go first, so that no worker is left alone with one at the end.
-SLOWEST_FIRST = ("test_chaos", "test_kill", "test_continual_update", "test_baselines", "test_schedule")
+SLOWEST_FIRST = ("test_chaos", "test_kill", "test_continual_update", "test_compare", "test_baselines", "test_schedule")
 
 
 def pytest_collection_modifyitems(items):

@@ -1,10 +1,8 @@
 """`recall compare` through the whole flow with a tiny model, and the scripts that feed it and show what it found."""
 
+import importlib.util
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,21 +14,22 @@ from typer.testing import CliRunner
 from flows.cli import app
 from flows.comparison_cases import Case, newest_orders, stream_orders
 from recall.comparison_line import read_lines
+from recall.errors import BadInput
 from recall.load_settings import load_settings
 from recall.prepare import main as prepare
 from tasks import registry
 
 ROOT = Path(__file__).parent.parent
-WITH = ("--method", "average", "--method", "regmean", "--method", "sequential")
+WITH = ("--method", "average", "--method", "regmean")
 STREAM = ("--set", "stream.learning_tasks=[names, reviews]", "--set", "stream.unseen=[films]")
 
 
 @pytest.fixture(scope="module")
 def compared(new_project):
-    """A project after a comparison in all three settings, with two orders."""
+    """A project after a comparison in all three settings."""
     project = new_project("compared")
     project.results = project.folder / "comparison.jsonl"
-    project.found = json.loads(project.recall("compare", "--json", "--orders", "2", *WITH, *STREAM).stdout)
+    project.found = json.loads(project.recall("compare", "--json", *WITH, *STREAM).stdout)
     project.lines = read_lines(project.results)
     return project
 
@@ -41,10 +40,17 @@ def lines(project, setting, method, order=0):
     return [line for line in project.lines if (line.setting, line.label, line.order) == wanted]
 
 
-def script(name, *arguments, cwd=ROOT):
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+@pytest.fixture(scope="module")
+def results_page():
+    return module("results_page")
+
+
+def module(name):
+    """A script of benchmarks/."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
 
 
 def test_every_method_that_applies_is_scored_in_every_setting(compared):
@@ -53,10 +59,10 @@ def test_every_method_that_applies_is_scored_in_every_setting(compared):
     assert methods == {
         "single": {"base", "expert", "average", "recall"},
         "independent": {"base", "expert names", "expert reviews", "average", "regmean", "recall"},
-        "stream": {"base", "average", "regmean", "sequential", "recall"},
+        "stream": {"base", "average", "regmean", "recall"},
     }
     assert [summary["setting"] for summary in compared.found["comparisons"]] == ["single", "independent", "stream"]
-    assert compared.found["made"] == len(compared.lines) == 2 * 4 + 2 * 6 + 2 * 5
+    assert compared.found["made"] == len(compared.lines) == 2 * 4 + 6 + 4
     assert not (compared.folder / "reports").exists(), "a comparison is no run of the stream"
 
 
@@ -71,14 +77,9 @@ def test_one_expert_is_merged_with_the_base_and_scored_on_everything(compared):
 
 
 def test_independent_experts_are_merged_once_with_the_base(compared):
-    for order, newest in enumerate(["reviews", "names"]):
-        (line,) = lines(compared, "independent", "recall", order)
-        (merge,) = line.merges
-        assert merge.models == ["base", *line.learning_tasks]
-        assert merge.models[-1] == newest
-    assert lines(compared, "independent", "average", 0)[0].scores == (
-        lines(compared, "independent", "average", 1)[0].scores
-    ), "an average knows no newest model"
+    (line,) = lines(compared, "independent", "recall")
+    (merge,) = line.merges
+    assert merge.models == ["base", "names", "reviews"]
     (expert,) = lines(compared, "independent", "expert names")
     assert expert.scores == lines(compared, "single", "expert")[0].scores, "they are one and the same"
     assert lines(compared, "independent", "recall")[0].experts["names"] == expert.scores["names"]
@@ -100,41 +101,47 @@ def test_every_case_is_a_run_in_an_experiment_of_its_own_and_nothing_is_register
     client = MlflowClient(f"sqlite:///{compared.folder / 'mlflow.db'}")
     assert client.search_registered_models() == []
     runs = client.search_runs([client.get_experiment_by_name("tiny.compare").experiment_id])
-    assert len(runs) == 2 + 2 + 2
+    assert len(runs) == 2 + 1 + 1
     (run,) = [run for run in runs if run.data.params["setting"] == "stream" and run.data.params["order"] == "0"]
     (line,) = lines(compared, "stream", "average")
     assert run.data.metrics["average/names"] == line.scores["names"]
     text = Path(client.download_artifacts(run.info.run_id, "lines.jsonl", str(compared.folder))).read_text()
-    assert len(text.splitlines()) == 5
+    assert len(text.splitlines()) == 4
 
 
 def test_a_second_comparison_makes_what_is_new_alone(compared, tmp_path):
-    """Killed while it wrote a line, and asked for RECALL with one setting changed: the experts are not made again."""
+    """Killed while it wrote a line, and asked for another order and setting: the experts are not made again."""
     project = shutil.copytree(compared.folder, tmp_path / "project", symlinks=True)
     before, compared.folder = compared.folder, project
     try:
         file = project / "comparison.jsonl"
         whole = file.read_text()
         file.write_text(whole + whole[:200])
-        made = {kind: compared.artifacts(kind) for kind in ("experts", "samples", "representations", "weights")}
-        varied = ("--vary", "weighting.temperature=0.2", "--setting", "single", "--setting", "independent")
-        done = compared.recall("compare", "--json", *WITH, *STREAM, *varied)
+        made = {kind: compared.artifacts(kind) for kind in ("experts", "samples", "merged")}
+        more = ("--orders", "2", "--vary", "weighting.temperature=0.2", "--setting", "independent")
+        done = compared.recall("compare", "--json", *WITH, *STREAM, *more)
         found = json.loads(done.stdout)
         assert "half a line at its end, of a killed run, was cut off" in done.stderr
-        assert "methods are in comparison.jsonl already" in done.stderr
-        assert (found["made"], found["found"]) == (3, 2 * 4 + 6)
-        lines = read_lines(file)
-        assert [line.label for line in lines[-3:]] == ["recall weighting.temperature=0.2"] * 3
+        assert "6 of 7 methods are in comparison.jsonl already" in done.stderr
+        assert (found["made"], found["found"]) == (1 + 7, 6)
         assert file.read_text().startswith(whole)
-        for kind in ("experts", "samples", "representations"):
-            assert compared.artifacts(kind) == made[kind]
-        assert len(compared.artifacts("weights")) == len(made["weights"]) + 3
+        new = read_lines(file)[-8:]
+        varied = "recall weighting.temperature=0.2"
+        assert [line.label for line in new if line.order == 0] == [varied]
+        other = {line.label: line for line in new if line.order == 1}
+        assert other["recall"].merges[0].models == ["base", "reviews", "names"]
+        assert other["average"].scores == lines(compared, "independent", "average")[0].scores
+        assert other[varied].settings["weighting"]["temperature"] == 0.2
+        assert [compared.artifacts(kind) for kind in ("experts", "samples")] == [made["experts"], made["samples"]]
+        assert len(compared.artifacts("merged")) == len(made["merged"]) + 3, "RECALL's with both temperatures"
     finally:
         compared.folder = before
 
 
 @pytest.mark.slow
 def test_the_stream_s_scores_are_those_of_a_run_and_share_its_models(compared):
+    compared.recall("compare", "--setting", "stream", "--method", "sequential", *STREAM)
+    compared.lines = read_lines(compared.results)
     made = {kind: compared.artifacts(kind) for kind in ("experts", "merged")}
     compared.run("--set", "baselines=[average, sequential]", *STREAM)
     result = json.loads((compared.folder / "reports" / "result.json").read_text())
@@ -197,20 +204,20 @@ def test_a_seed_reaches_training_sampling_and_merging(compared):
     assert (found.update.start_from, found.stream.learning_tasks) == ("base", ["reviews", "names"])
 
 
-def test_tables_and_plots_come_out_of_the_results_the_same_every_time(compared, tmp_path):
+def test_tables_and_plots_come_out_of_the_results_the_same_every_time(compared, results_page, tmp_path):
     for out in ("one", "two"):
-        done = script("results_page", compared.results, "--out", tmp_path / out)
-        assert done.returncode == 0, done.stderr
+        results_page.write_page([compared.results], tmp_path / out)
     names = {path.name for path in (tmp_path / "one").iterdir()}
     assert names == {"tables.md", *(f"comparison-{name}.svg" for name in ("single", "independent", "stream", "depth"))}
     for name in names:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     text = (tmp_path / "one" / "tables.md").read_text()
     assert "| RECALL |" in text
-    assert "| sequential fine-tuning |" in text
+    assert "| plain average |" in text
     assert str(compared.folder) not in text
     (tmp_path / "empty.jsonl").touch()
-    assert "has no results" in script("results_page", tmp_path / "empty.jsonl", "--out", tmp_path).stderr
+    with pytest.raises(BadInput, match="has no results"):
+        results_page.write_page([tmp_path / "empty.jsonl"], tmp_path)
 
 
 @pytest.fixture
@@ -226,15 +233,15 @@ def real_data(tmp_path):
     return tmp_path / "real"
 
 
-def real_params(folder, *arguments, out="params-real.yaml"):
+def real_params(folder, *arguments, out):
+    """Exit code of benchmarks/real_data.py."""
     names = ("--stream", "real_names", "real_reviews", "--unseen", "real_films")
-    return script("real_data", folder, "--out", out, *names, *arguments)
+    return module("real_data").main([*map(str, (folder, "--out", out)), *names, *map(str, arguments)])
 
 
-def test_real_data_becomes_settings_that_prepare_reads(real_data, tmp_path, monkeypatch):
-    out = tmp_path / "params-real.yaml"
-    done = real_params(real_data, "--rows", "train=20,validation=3,test=4", out=out)
-    assert done.returncode == 0, done.stderr
+def test_real_data_becomes_settings_that_prepare_reads(real_data, tmp_path, monkeypatch, capsys):
+    out, params = tmp_path / "params-real.yaml", ("--params", ROOT / "params.yaml")
+    assert real_params(real_data, "--rows", "train=20,validation=3,test=4", *params, out=out) == 0
     values = yaml.safe_load(out.read_text())
     assert values["stream"]["learning_tasks"] == ["real_names", "real_reviews"]
     assert values["base_model"] == yaml.safe_load((ROOT / "params.yaml").read_text())["base_model"]
@@ -242,17 +249,17 @@ def test_real_data_becomes_settings_that_prepare_reads(real_data, tmp_path, monk
     assert prepare(["task", "real_reviews", "--config", str(out)]) == 0
     counts = {path.stem: len(path.read_text().splitlines()) for path in (tmp_path / "data").rglob("*.jsonl")}
     assert counts == {"train": 20, "validation": 3, "test": 4}
-    assert "card.json is no data set's card" in real_params(tmp_path, out=out).stderr
-    assert "expected train=200" in real_params(real_data, "--rows", "many", out=out).stderr
+    assert real_params(tmp_path, *params, out=out) == 2
+    assert "card.json is no data set's card" in capsys.readouterr().err
+    assert real_params(real_data, "--rows", "many", *params, out=out) == 2
+    assert "expected train=200" in capsys.readouterr().err
 
 
 @pytest.mark.slow
 def test_a_comparison_takes_real_data_in(new_project, real_data):
     project = new_project("real")
-    done = script("real_data", real_data, "--out", project.folder / "params-real.yaml", "--params",
-                  project.folder / "params.yaml", "--rows", "train=20,validation=4,test=6", "--stream", "real_names",
-                  "real_reviews", "--unseen", "real_films")  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    given = ("--params", project.folder / "params.yaml", "--rows", "train=20,validation=4,test=6")
+    assert real_params(real_data, *given, out=project.folder / "params-real.yaml") == 0
     names = ("real_names", "real_reviews", "real_films")
     for name in names:
         project.python("-m", "recall.prepare", "task", name, "--config", "params-real.yaml")
