@@ -169,7 +169,7 @@ def read_moments(path: Path) -> Moments:
             if name in whole:
                 return cast(Tensor, file.get_tensor(name))
             factor_Ir = file.get_tensor(name + FACTOR)
-            return factor_Ir @ factor_Ir.T + torch.diag(file.get_tensor(name + REST))
+            return cast(Tensor, factor_Ir @ factor_Ir.T + torch.diag(file.get_tensor(name + REST)))
 
         return Moments(matrix, facts["shared"], frozenset(facts["transposed"]), facts["inputs"], facts["tokens"])
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:

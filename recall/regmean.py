@@ -60,7 +60,7 @@ def regmean(
                 _check_fit(pool, path, found, moments[0][0])
         first = moments[0][0]
         shares_RK = np.full((1, len(pool.members)), 1 / len(pool.members)) if weights_RK is None else weights_RK
-        row = row_of or (lambda _: 0)
+        row = row_of if row_of and weights_RK is not None else (lambda _: 0)
         solved = _Solved(pool, moments, shrink, shares_RK, row)
         summed = WeightedSum(pool, shares_RK, row)
 
