@@ -5,9 +5,12 @@ Every method fine-tunes from its own current model (or the base) with the same d
 
 from __future__ import annotations
 
-from flows.pools import heldout, merge_pool
+from typing import Any
+
+from flows.pools import heldout, merge_pool, represent_pool
 from flows.stream_state import Stream
 from flows.training import SEQUENTIAL, training
+from recall.merge_settings import BY_MOMENTS
 from tasks.cluster import cluster
 from tasks.finetune import finetune
 from tasks.fisher import fisher
@@ -15,7 +18,7 @@ from tasks.merge import combine, merge
 from tasks.moments import moments
 from tasks.records import Models
 from tasks.refs import CheckpointRef, DatasetRef, FinetunedRef, FisherRef, MomentsRef, SamplesRef, SplitRef
-from tasks.weigh import fixed_weights, weigh_by_loss
+from tasks.weigh import fixed_weights, weigh, weigh_by_loss
 
 
 def learn_baseline(stream: Stream, method: str, past: list[Models], data_sets: dict[str, DatasetRef]) -> Models:
@@ -31,8 +34,8 @@ def learn_baseline(stream: Stream, method: str, past: list[Models], data_sets: d
             return models.model_copy(update={"fisher": consolidate(stream, label, models.current, train, past)})
         return models
     pool, names = merge_pool(stream, past, expert)
-    if method == "regmean":
-        return by_moments(stream, label, past, expert, train)
+    if method in BY_MOMENTS:
+        return by_moments(stream, method, label, past, expert, train)
     if method == "lm_cocktail":
         samples = typical(stream, label, expert, train)
         temperature = settings.merging.loss_temperature
@@ -69,16 +72,23 @@ def typical(stream: Stream, label: str, expert: FinetunedRef, train: SplitRef) -
 
 
 def own_moments(stream: Stream, label: str, expert: FinetunedRef, train: SplitRef) -> tuple[SamplesRef, MomentsRef]:
-    """What an expert leaves behind for RegMean: the moments of its layers' inputs over its own typical samples."""
+    """What an expert leaves behind to be merged by: the moments of its layers' inputs over its own typical samples."""
     samples, reads = typical(stream, label, expert, train), stream.settings.representations
-    batch_size, max_tokens = reads.batch_size, reads.max_tokens
     return samples, moments(
-        stream.store, label, expert=expert, samples=samples, batch_size=batch_size, max_tokens=max_tokens
+        stream.store,
+        label,
+        expert=expert,
+        samples=samples,
+        batch_size=reads.batch_size,
+        max_tokens=reads.max_tokens,
+        rank=stream.settings.merging.moments_rank,
     )
 
 
-def by_moments(stream: Stream, label: str, past: list[Models], expert: FinetunedRef, train: SplitRef) -> Models:
-    """RegMean: every expert leaves its moments behind, and the current model stands for those of all earlier ones.
+def by_moments(
+    stream: Stream, method: str, label: str, past: list[Models], expert: FinetunedRef, train: SplitRef
+) -> Models:
+    """RegMean, or RECALL with moments: every expert leaves its moments, and the current model stands for all earlier.
 
     The base leaves none, so it takes no part, and the first update has nothing to merge.
     """
@@ -89,11 +99,19 @@ def by_moments(stream: Stream, label: str, past: list[Models], expert: Finetuned
         models = keep_newest(stream, label, [stream.base, expert], ["current", name])
         return models.model_copy(update={"samples": samples, "moments": own})
     kept: list[MomentsRef] = [models.moments for models in past if models.moments]
-    pool, _ = merge_pool(stream, past, expert)
+    pool, names = merge_pool(stream, past, expert)
     if settings.update.pool_has_experts:
-        pool, groups = pool[1:], [[one] for one in [*kept, own]]
+        pool, names, groups = pool[1:], names[1:], [[one] for one in [*kept, own]]
     else:
         groups = [kept, [own]]
-    options = settings.merging.read_by("regmean")
-    merged = combine(store, label, pool=pool, method="regmean", options=options, moments=groups)
-    return Models(current=merged, expert=expert, samples=samples, moments=own)
+    models = Models(current=expert, expert=expert, samples=samples, moments=own)
+    inputs: dict[str, Any] = {"options": settings.merging.read_by(method), "moments": groups}
+    if method == "recall_moments":
+        representations = represent_pool(stream, label, pool, names, samples)
+        weights = weigh(
+            store, label, pool=pool, names=names, representations=representations, settings=settings.weighting
+        )
+        models = models.model_copy(update={"representations": representations, "weights": weights})
+        inputs["weights"] = weights
+    merged = combine(store, label, pool=pool, method=method, **inputs)
+    return models.model_copy(update={"current": merged})

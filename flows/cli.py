@@ -88,6 +88,8 @@ def _show(found: dict[str, Any], seconds: float) -> None:
     result = StreamResult.model_validate(found["result"])
     out.print(table(result))
     out.print(found["summary"]["verdict"])
+    for caution in found["summary"]["warnings"]:
+        out.print(f"warning: {caution}", style="yellow", markup=False)
     new = [update for update in result.updates if not update.reused]
     made = (
         f"{len(new)} of {len(result.updates)} updates made"

@@ -14,7 +14,7 @@ from prefect.states import Completed
 from flows.baselines import learn_baseline
 from flows.lineage import lineage_of, version_tags
 from flows.outputs import outcome, publish_outputs
-from flows.pools import heldout, merge_pool
+from flows.pools import heldout, merge_pool, represent_pool
 from flows.preflight import check_inputs
 from flows.stream_state import (
     Stream,
@@ -35,7 +35,6 @@ from tasks.merge import merge
 from tasks.records import Models, UpdateRecord
 from tasks.refs import CheckpointRef, DatasetRef, ScoreRef, TrackedFolder
 from tasks.register import register
-from tasks.represent import represent
 from tasks.stage import Pending
 from tasks.versioning import version_dataset
 from tasks.weigh import weigh
@@ -148,16 +147,10 @@ def learn(stream: Stream, past: list[Models], data_sets: dict[str, DatasetRef]) 
     """Stages 2 to 6: RECALL's next model, from its past ones and the new learning task's data alone."""
     settings, store, name = stream.settings, stream.store, stream.seen(len(past) + 1)[-1]
     train, label = data_sets[name].train, f"{name} (recall)"
-    modules = settings.weighting.granularity == "module"
     expert = finetune(store, label, **training(stream, "recall", past, data_sets))
     pool, names = merge_pool(stream, past, expert)
     samples = cluster(store, label, expert=expert, train=train, settings=settings.sampling, **heldout(stream))
-    asked = [
-        represent.submit(store, f"{who}, {label}", model=model, samples=samples, settings=settings.representations,
-                         modules=modules)
-        for who, model in zip(names, pool, strict=True)
-    ]  # fmt: skip
-    representations = [pending.result() for pending in asked]
+    representations = represent_pool(stream, label, pool, names, samples)
     weights = weigh(store, label, pool=pool, names=names, representations=representations, settings=settings.weighting)
     merged = merge(store, label, pool=pool, weights=weights)
     return Models(current=merged, expert=expert, samples=samples, representations=representations, weights=weights)

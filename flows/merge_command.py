@@ -15,7 +15,8 @@ from flows.one_sentence import Debug, Json, errors_in_one_sentence
 from recall.progress import console
 
 METHOD_HELP = (
-    "recall, average, task_arithmetic, lm_cocktail, slerp, ties, dare, pruned_average or regmean (recall moments first)"
+    "recall, average, task_arithmetic, lm_cocktail, slerp, ties, dare, pruned_average, regmean or recall_moments "
+    "(the last two after recall moments)"
 )
 
 
@@ -47,7 +48,7 @@ def merge(
     density: Annotated[float, typer.Option(help="share of a task vector that stays: ties, dare, pruned_average")] = 0.2,
     fraction: Annotated[float, typer.Option(help="of the way to the second model: slerp")] = 0.5,
     loss_temperature: Annotated[float, typer.Option(help="of the softmax over losses: lm_cocktail")] = 1.0,
-    shrink: Annotated[float, typer.Option(help="of off-diagonal second moments: regmean")] = 0.9,
+    shrink: Annotated[float, typer.Option(help="of off-diagonal second moments: regmean, recall_moments")] = 0.9,
     seed: Annotated[int, typer.Option(help="of clustering, of what is generated, and of what DARE drops")] = 0,
     as_adapter: Annotated[bool, typer.Option("--as-adapter", help="write one LoRA adapter, not full weights")] = False,
     rank: Annotated[int | None, typer.Option(help="cut the adapter to this rank; the error is stated")] = None,
@@ -128,13 +129,14 @@ def moments(
     out: Annotated[Path | None, typer.Option(help="the file; by default moments.safetensors in the model")] = None,
     max_tokens: Annotated[int, typer.Option(help="cut longer samples on the left")] = 512,
     batch_size: Annotated[int, typer.Option(help="samples that are read together")] = 16,
+    rank: Annotated[int | None, typer.Option(min=1, help="keep so many directions of each matrix; default all")] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Keep the second moments of a model's layer inputs, for `recall merge --method regmean`; no text is kept."""
+    """Keep the second moments of a model's layer inputs, for two methods of `recall merge`; no text is kept."""
     with errors_in_one_sentence(debug):
         from recall.moments_job import keep_moments
 
-        path = keep_moments(model, samples, out, batch_size=batch_size, max_tokens=max_tokens)
+        path = keep_moments(model, samples, out, batch_size=batch_size, max_tokens=max_tokens, rank=rank)
     size = path.stat().st_size
     print(json.dumps({"moments": str(path), "bytes": size}) if as_json else f"{path}: {size / 1e6:.1f} MB")

@@ -8,6 +8,7 @@ from typing import Any
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from flows.stream_state import Stream
+from recall.cautions import cautions
 from recall.continual_metrics import all_metrics
 from recall.learning_tasks import count_rows
 from recall.markdown import escaped
@@ -29,7 +30,7 @@ def publish_outputs(stream: Stream, result: StreamResult, parent_run: str | None
     write_metric_files(result, REPORTS)
     write_text(REPORTS / "result.json", result.model_dump_json(indent=1))
     shown = to_json(result, report, test_rows)
-    _prefect_artifacts(result, [outcome(stream, result), str(shown["verdict"])])
+    _prefect_artifacts(result, [outcome(stream, result), str(shown["verdict"]), *cautions(result)])
     if parent_run is not None:
         registry.finish_stream_run(parent_run, _final_metrics(result), [report, REPORTS / "result.json"])
     return {"summary": shown, "result": result.model_dump(mode="json")}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from flows.stream_state import Stream
 from tasks.records import Models
-from tasks.refs import CheckpointRef, FinetunedRef, TextFileRef, file_sha256
+from tasks.refs import CheckpointRef, FinetunedRef, RepresentationsRef, SamplesRef, TextFileRef, file_sha256
+from tasks.represent import represent
 
 
 def start_model(stream: Stream, past: list[Models]) -> CheckpointRef:
@@ -26,3 +27,17 @@ def heldout(stream: Stream) -> dict[str, TextFileRef]:
     """The file that the samples come from, where the settings name one."""
     file = stream.settings.sampling.file
     return {"heldout": TextFileRef(fingerprint=file_sha256(file), path=file.resolve())} if file else {}
+
+
+def represent_pool(
+    stream: Stream, label: str, pool: list[CheckpointRef], names: list[str], samples: SamplesRef
+) -> list[RepresentationsRef]:
+    """Stage 4 for every model of a pool, at once where there is a cluster."""
+    settings = stream.settings
+    modules = settings.weighting.granularity == "module"
+    reads = {"samples": samples, "settings": settings.representations, "modules": modules}
+    asked = [
+        represent.submit(stream.store, f"{who}, {label}", model=model, **reads)
+        for who, model in zip(names, pool, strict=True)
+    ]
+    return [pending.result() for pending in asked]

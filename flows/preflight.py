@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
@@ -15,6 +16,7 @@ from recall.learning_tasks import check_learning_task, json_lines
 from recall.prompts import read_samples
 from recall.settings import Settings
 from tasks import data_versions, registry
+from tasks.refs import digest, file_sha256
 from tasks.remote import check_remote
 from tasks.store import Store
 
@@ -45,7 +47,9 @@ def check_inputs(settings: Settings, take_in: list[str]) -> Inputs:
     for folder in folders.values():
         data_versions.ensure_present(folder)
     check_checkpoint(settings.base_folder)
-    check_model(settings)
+    model_known = _model_checked(settings)
+    if not model_known.is_file():
+        check_model(settings)
     for name in names:
         trained_on = name in settings.stream.learning_tasks
         check_learning_task(name, folders[name], settings.learning_tasks[name], trained_on)
@@ -56,6 +60,8 @@ def check_inputs(settings: Settings, take_in: list[str]) -> Inputs:
             _check_prepared_with(settings, name, folder)
     # These two make files, so they come after every other check.
     Store(root=settings.store).check_writable()
+    model_known.parent.mkdir(exist_ok=True)
+    model_known.touch()
     if settings.store_remote:
         check_remote(settings.store_remote)
     registry.client()
@@ -94,6 +100,16 @@ def _check_prepared_with(settings: Settings, name: str, folder: Path) -> None:
             f"{folder} was prepared with another {' and '.join(f'{key}.{field}' for field in changed)} than the "
             "settings have now; put them into params.yaml and run `dvc repro`, or set them back"
         )
+
+
+def _model_checked(settings: Settings) -> Path:
+    """The file that says that this check passed before: it costs the seconds that torch and transformers take."""
+    reads = {
+        "config": file_sha256(settings.base_folder / "config.json"),
+        "target_modules": settings.finetuning.lora.target_modules,
+        "versions": [version(name) for name in ("transformers", "peft")],
+    }
+    return settings.store / "checked" / digest(reads)
 
 
 def check_model(settings: Settings) -> None:

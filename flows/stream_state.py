@@ -165,7 +165,13 @@ def update_result(
         ],
     }
     seconds = {stage: round(sum(map(stream.seconds, refs)), 2) for stage, refs in made.items() if refs}
-    return UpdateResult(learning_task=learning_task, expert_score=expert_score, merge=merge, seconds=seconds)
+    return UpdateResult(
+        learning_task=learning_task,
+        expert_score=expert_score,
+        merge=merge,
+        seconds=seconds,
+        cluster_sizes=own.samples.cluster_sizes if own.samples else [],
+    )
 
 
 def _rebound(models: Models, stream: Stream) -> Models:

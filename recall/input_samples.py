@@ -47,7 +47,7 @@ def choose_inputs(
     if clusters is None:
         return inputs
     last_PE = _represent(inputs, newest, settings, last_layer_only=True, modules=False, what="cluster")[0]
-    chosen = typical_samples(last_PE, clusters, seed)
+    chosen = typical_samples(last_PE, clusters, seed).indices
     return {name: tensor[chosen] for name, tensor in inputs.items()}
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from recall.checkpoints import TOKENIZER_FILES, Checkpoint
 from recall.errors import BadInput, Failed, one_line
 from recall.merge_request import MergeRecord, MergeRequest
-from recall.merge_settings import WEIGHTED
+from recall.merge_settings import BY_MOMENTS, TAKES_WEIGHTS
 from recall.merge_weights import GivenWeights, Weighing, read_weights, weigh_models
 from recall.model_card import model_card
 from recall.model_sources import check_alike, find_models, warnings_of
@@ -100,7 +100,7 @@ def check_members(request: MergeRequest, members: Sequence[Checkpoint]) -> None:
 
     pool = Pool(members)
     pool.close()
-    if request.method == "regmean":
+    if request.method in BY_MOMENTS:
         from recall.methods import moment_files
         from recall.moments import read_moments
 
@@ -227,7 +227,7 @@ def _write(
         members,
         out,
         request.merging,
-        weights_RK=weights_LK if request.method in WEIGHTED else None,
+        weights_RK=weights_LK if request.method in TAKES_WEIGHTS else None,
         row_of=tensor_layers.__getitem__,
         threads=request.threads,
         max_memory=request.max_memory,

@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import ByteSize, Field, ValidationError
 
 from recall.errors import BadInput
-from recall.merge_settings import FROM_SAMPLES, WEIGHTED, MergingSettings, MethodName
+from recall.merge_settings import FROM_SAMPLES, TAKES_WEIGHTS, WEIGHTED, MergingSettings, MethodName
 from recall.results import Frozen, MergeWeights
 from recall.seeds import SEEDS
 from recall.settings import RepresentationSettings, WeightingSettings
@@ -55,7 +55,7 @@ class MergeRequest(Frozen):
             raise BadInput(f"--generate and --{other} exclude each other; give one of them")
         if self.generate and self.clusters and self.generate < self.clusters:
             raise BadInput(f"--generate {self.generate} gives fewer texts than --clusters {self.clusters}; raise it")
-        if self.weights and self.method not in WEIGHTED:
+        if self.weights and self.method not in TAKES_WEIGHTS:
             raise BadInput(f"--method {self.method} takes no weights; leave out --weights, or the method")
         if self.method in FROM_SAMPLES and not sources:
             raise BadInput(f"--method {self.method} needs --samples, --generate or --weights to weigh the models by")

@@ -11,15 +11,19 @@ from recall.seeds import SEEDS
 
 Baseline = Literal[
     "sequential", "average", "ewc", "replay", "slerp", "task_arithmetic", "ties", "dare", "pruned_average",
-    "lm_cocktail", "regmean",
+    "lm_cocktail", "regmean", "recall_moments",
 ]  # fmt: skip
 
 MethodName = Literal[
-    "recall", "average", "task_arithmetic", "lm_cocktail", "slerp", "ties", "dare", "pruned_average", "regmean"
-]
+    "recall", "average", "task_arithmetic", "lm_cocktail", "slerp", "ties", "dare", "pruned_average", "regmean",
+    "recall_moments",
+]  # fmt: skip
 # These are sums with a weight a model and layer; the others compute an element from all models' elements.
 WEIGHTED = ("recall", "average", "task_arithmetic", "lm_cocktail")
-FROM_SAMPLES = ("recall", "lm_cocktail")
+BY_SIMILARITY = ("recall", "recall_moments")
+BY_MOMENTS = ("regmean", "recall_moments")
+TAKES_WEIGHTS = (*WEIGHTED, "recall_moments")
+FROM_SAMPLES = (*BY_SIMILARITY, "lm_cocktail")
 READ_BY = {
     "task_arithmetic": ("scale",),
     "lm_cocktail": ("loss_temperature",),
@@ -27,11 +31,12 @@ READ_BY = {
     "ties": ("density", "scale"),
     "pruned_average": ("density", "scale"),
     "dare": ("density", "scale", "seed"),
-    "regmean": ("shrink",),
+    "regmean": ("shrink", "moments_rank"),
+    "recall_moments": ("shrink", "moments_rank"),
 }
 
 
-# The file in a model's folder that regmean reads.
+# The file in a model's folder that the methods in BY_MOMENTS read.
 MOMENTS_FILE = "moments.safetensors"
 
 
@@ -42,9 +47,12 @@ class MergingSettings(Frozen):
     density: float = Field(0.2, gt=0, le=1, description="share of a task vector that stays: ties, dare, pruned_average")
     fraction: float = Field(0.5, ge=0, le=1, description="of the way from the first model to the second: slerp")
     loss_temperature: float = Field(1.0, gt=0, description="of the softmax over losses: lm_cocktail")
-    shrink: float = Field(0.9, ge=0, le=1, description="of off-diagonal second moments: regmean")
+    shrink: float = Field(0.9, ge=0, le=1, description="of off-diagonal second moments: regmean, recall_moments")
+    moments_rank: int | None = Field(
+        None, gt=0, description="of what an expert leaves of each matrix of moments; null keeps it whole"
+    )
     seed: int = Field(0, ge=0, lt=SEEDS, description="of what is dropped: dare")
 
-    def read_by(self, method: str) -> dict[str, float]:
+    def read_by(self, method: str) -> dict[str, float | None]:
         """The settings that a method reads, by their names; a change of any other leaves its models as they are."""
         return {option: getattr(self, option) for option in READ_BY.get(method, ())}

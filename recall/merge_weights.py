@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from recall.checkpoints import Checkpoint, is_causal_lm, read_json
 from recall.errors import BadInput, one_line
 from recall.merge_request import MergeRequest
-from recall.merge_settings import WEIGHTED
+from recall.merge_settings import BY_SIMILARITY, WEIGHTED
 from recall.prompts import Sample
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def _look_at_inputs(request: MergeRequest, members: Sequence[Checkpoint]) -> Wei
     settings, modules = request.representations, request.weighting.granularity == "module"
     inputs = choose_inputs(read_inputs(request.samples), members[-1], request.clusters, settings, request.seed)
     found = Weighing(inputs=inputs)
-    if request.method == "recall" and not request.weights:
+    if request.method in BY_SIMILARITY and not request.weights:
         hidden_KLPE = represent_all(inputs, members, request.models, settings, modules)
         found.take(*weigh(hidden_KLPE, request.weighting))
     forget()
@@ -144,7 +144,7 @@ def _look_at_samples(request: MergeRequest, members: Sequence[Checkpoint]) -> We
     causal = is_causal_lm(members[0])
     if request.method == "lm_cocktail" and not causal:
         raise BadInput("--method lm_cocktail needs causal language models, as config.json's architectures name them")
-    weighs = request.method == "recall" and not request.weights
+    weighs = request.method in BY_SIMILARITY and not request.weights
     samples = _typical_samples(request, members[-1], room)
     prompts = [sample.read for sample in samples]
     hidden, losses = [], []
@@ -197,7 +197,7 @@ def _typical_samples(request: MergeRequest, newest: Checkpoint, room: int) -> li
             model, tokenizer, [sample.read for sample in samples], batch_size=batch_size, max_tokens=room,
             last_layer_only=True, what="cluster",
         )[0]  # fmt: skip
-    return [samples[index] for index in typical_samples(last_PE, request.clusters, request.seed)]
+    return [samples[index] for index in typical_samples(last_PE, request.clusters, request.seed).indices]
 
 
 def context_length(checkpoint: Checkpoint) -> int:

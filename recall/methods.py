@@ -11,7 +11,7 @@ import torch
 
 from recall.checkpoints import Checkpoint
 from recall.chunks import Held
-from recall.merge_settings import MOMENTS_FILE, WEIGHTED, MergingSettings, MethodName
+from recall.merge_settings import BY_MOMENTS, MOMENTS_FILE, WEIGHTED, MergingSettings, MethodName
 from recall.merging import Method, merge, merge_by
 
 
@@ -31,9 +31,9 @@ def merge_with(
     """Merge `members` (the first is what task vectors start from, the last the newest) by a method into `out`.
 
     Args:
-        weights_RK: for the methods in `WEIGHTED`, with `row_of`; see `recall.merging.merge`.
-        moments: for regmean, the files of each member: one for an expert, all of theirs for a merged model; by default
-            the one that lies in the member's folder.
+        weights_RK: for the methods in `TAKES_WEIGHTS`, with `row_of`; see `recall.merging.merge`.
+        moments: for the methods in `BY_MOMENTS`, the files of each member: one for an expert, all of theirs for a
+            merged model; by default the one that lies in the member's folder.
         device: for the methods in `WEIGHTED`; the others run on the CPU alone.
 
     Raises:
@@ -45,7 +45,7 @@ def merge_with(
         return
     assert device is None, f"{name} runs on the CPU alone"
     files = moments or [[path] for path in moment_files(members)]
-    method = _chunked(name, files, settings)
+    method = _chunked(name, files, settings, weights_RK, row_of)
     held = held_memory(name, len(members), files[0][0], threads)
     merge_by(members, method, out, threads=threads, max_memory=max_memory, held=held)
 
@@ -54,7 +54,7 @@ def held_memory(name: MethodName, models: int, moments: Path, threads: int | Non
     """What a method holds while it merges so many models."""
     if name in WEIGHTED:
         return Held()
-    if name == "regmean":
+    if name in BY_MOMENTS:
         from recall.regmean import held_bytes
 
         return Held(models + 4, held_bytes(models, moments))
@@ -66,15 +66,21 @@ def held_memory(name: MethodName, models: int, moments: Path, threads: int | Non
 
 
 def moment_files(members: Sequence[Checkpoint]) -> list[Path]:
-    """Where each model keeps the second moments that regmean needs."""
+    """Where each model keeps its second moments."""
     return [member.folder / MOMENTS_FILE for member in members]
 
 
-def _chunked(name: MethodName, moments: Sequence[Sequence[Path]], settings: MergingSettings) -> Method:
-    if name == "regmean":
+def _chunked(
+    name: MethodName,
+    moments: Sequence[Sequence[Path]],
+    settings: MergingSettings,
+    weights_RK: np.ndarray | None,
+    row_of: Callable[[str], int] | None,
+) -> Method:
+    if name in BY_MOMENTS:
         from recall.regmean import regmean
 
-        return regmean(moments, settings.shrink)
+        return regmean(moments, settings.shrink, weights_RK, row_of)
     if name == "slerp":
         from recall.slerp import slerp
 

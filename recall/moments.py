@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
@@ -22,6 +22,9 @@ from transformers.pytorch_utils import Conv1D
 
 from recall.errors import BadInput, one_line
 from recall.progress import track
+
+# What a matrix of a given rank is kept as, behind its name.
+FACTOR, REST = ".factor", ".rest"
 
 
 @dataclass(frozen=True)
@@ -42,16 +45,34 @@ class Moments:
     def __getitem__(self, weight: str) -> Tensor:
         return self.matrix(self.shared[weight])
 
-    def save(self, path: Path) -> None:
-        """Write them as safetensors."""
+    def save(self, path: Path, rank: int | None = None) -> None:
+        """Write them as safetensors: whole, or of each matrix its `rank` largest directions and the diagonal.
+
+        With a rank, G is kept as F F^T + diag(d): F `(I, rank)` are the largest eigenvectors times the roots of their
+        values, and d `(I,)` is what the diagonal lacks, so that every input keeps its own second moment.
+        """
         facts = {
             "shared": self.shared,
             "transposed": sorted(self.transposed),
             "inputs": self.inputs,
             "tokens": self.tokens,
         }
-        matrices = {name: self.matrix(name) for name in dict.fromkeys(self.shared.values())}
-        save_file(matrices, path, metadata={"moments": json.dumps(facts, sort_keys=True)})
+        tensors: dict[str, Tensor] = {}
+        for name in dict.fromkeys(self.shared.values()):
+            gram_II = self.matrix(name)
+            if rank is None or rank >= len(gram_II):
+                tensors[name] = gram_II
+            else:
+                tensors[name + FACTOR], tensors[name + REST] = low_rank(gram_II, rank)
+        save_file(tensors, path, metadata={"moments": json.dumps(facts, sort_keys=True)})
+
+
+def low_rank(gram_II: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """F_Ir and d_I with G ~ F F^T + diag(d), see `Moments.save`; float32."""
+    values_I, vectors_II = torch.linalg.eigh(gram_II.double())
+    factor_Ir = vectors_II[:, -rank:] * values_I[-rank:].clamp(min=0).sqrt()
+    rest_I = (gram_II.diagonal() - factor_Ir.square().sum(dim=1)).clamp(min=0)
+    return factor_Ir.float().contiguous(), rest_I.float()
 
 
 def second_moments(
@@ -142,8 +163,14 @@ def read_moments(path: Path) -> Moments:
         # Left open: a matrix is read when it is asked for, so that K experts' moments never lie in memory together.
         file = safe_open(path, framework="pt")
         facts = json.loads(file.metadata()["moments"])
-        return Moments(
-            file.get_tensor, facts["shared"], frozenset(facts["transposed"]), facts["inputs"], facts["tokens"]
-        )  # fmt: skip
+        whole = set(file.keys())
+
+        def matrix(name: str) -> Tensor:
+            if name in whole:
+                return cast(Tensor, file.get_tensor(name))
+            factor_Ir = file.get_tensor(name + FACTOR)
+            return cast(Tensor, factor_Ir @ factor_Ir.T + torch.diag(file.get_tensor(name + REST)))
+
+        return Moments(matrix, facts["shared"], frozenset(facts["transposed"]), facts["inputs"], facts["tokens"])
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise BadInput(f"{path} holds no moments ({one_line(error)}); make it again with `recall moments`") from error

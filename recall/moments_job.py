@@ -14,8 +14,12 @@ from recall.moments import second_moments
 from recall.prompts import read_samples
 
 
-def keep_moments(model: str, samples: Path, out: Path | None, *, batch_size: int, max_tokens: int) -> Path:
+def keep_moments(
+    model: str, samples: Path, out: Path | None, *, batch_size: int, max_tokens: int, rank: int | None = None
+) -> Path:
     """Write the second moments of a model's layer inputs over samples to `out`, or into the model's folder.
+
+    `rank`: see `recall.moments.Moments.save`.
 
     Raises:
         BadInput: the model or the samples cannot be used.
@@ -28,7 +32,7 @@ def keep_moments(model: str, samples: Path, out: Path | None, *, batch_size: int
         found = second_moments(network, tokenizer, prompts, batch_size=batch_size, max_tokens=max_tokens)
     partial = path.with_name(f".{path.name}.partial")
     try:
-        found.save(partial)
+        found.save(partial, rank)
         partial.rename(path)
     except OSError as error:
         raise Failed(f"{path} cannot be written ({error.strerror}); choose another --out") from error

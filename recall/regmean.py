@@ -1,20 +1,21 @@
-"""RegMean: the linear map that is nearest to all experts' on their own inputs, in closed form (Jin et al. 2023).
+"""The linear map that is nearest to all experts' on their own inputs, in closed form: RegMean, and weighted by RECALL.
 
-Shapes: K models, O outputs and I inputs of a map, n elements of a chunk.
+Shapes: R rows of the weight matrix, K models, O outputs and I inputs of a map, n elements of a chunk.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from recall.buffers import Buffers
 from recall.chunks import Lanes, Slice
 from recall.errors import BadInput
-from recall.merging import Combine, Method
+from recall.merging import Combine, Method, WeightedSum
 from recall.moments import Moments, read_moments
 from recall.pool import Pool
 from recall.recent import Recent
@@ -24,16 +25,29 @@ from recall.task_vectors import member_chunk
 RIDGE = 1e-6
 
 
-def regmean(paths: Sequence[Sequence[Path]], shrink: float = 0.9) -> Method:
-    """W = (sum_k W_k G_k) (sum_k G_k)^-1 for every linear map, the plain average for everything else.
+def regmean(
+    paths: Sequence[Sequence[Path]],
+    shrink: float = 0.9,
+    weights_RK: np.ndarray | None = None,
+    row_of: Callable[[str], int] | None = None,
+) -> Method:
+    """W = (sum_k w_k W_k G_k) (sum_k w_k G_k)^-1 for every linear map, the weighted sum for everything else.
 
-    Equation 2 of the paper, with W as (outputs, inputs); G_k are the second moments of expert k's inputs, their
-    off-diagonal elements times `shrink` (its section 3.2). Solved in float64, row by row of W, so that the merge is
-    streamed as any other; what is held besides is a few (I, I) matrices a model (see `held_bytes`).
+    Without weights, all w_k alike, this is RegMean (Jin et al. 2023), equation 2, with W as (outputs, inputs); G_k are
+    the second moments of expert k's inputs, their off-diagonal elements times `shrink` (its section 3.2). Solved in
+    float64, row by row of W, so that the merge is streamed as any other; what is held besides is a few (I, I) matrices
+    a model (see `held_bytes`).
+
+    With RECALL's weights it is the method `recall_moments`, our own: the W that minimises
+    sum_k w_k E_k ||W x - W_k x||^2 over the inputs x of model k's own typical samples. The paper's merge is the case in
+    which all models' inputs have the same second moments. How alike the layers are says how much of a model to keep,
+    its moments say in which directions: what the newest model changed stays where only its inputs go, and is held back
+    where the older models' go.
 
     Args:
         paths: the files of moments of each model, in the pool's order (see `recall.moments`): an expert's own, or
             those of all the experts that a merged model stands for.
+        weights_RK, row_of: as for `recall.merging.merge`.
 
     Raises:
         BadInput: a file is missing, or does not fit the model.
@@ -45,12 +59,14 @@ def regmean(paths: Sequence[Sequence[Path]], shrink: float = 0.9) -> Method:
             for path, found in zip(files, group, strict=True):
                 _check_fit(pool, path, found, moments[0][0])
         first = moments[0][0]
-        solved = _Solved(pool, moments, shrink)
+        shares_RK = np.full((1, len(pool.members)), 1 / len(pool.members)) if weights_RK is None else weights_RK
+        row = row_of if row_of and weights_RK is not None else (lambda _: 0)
+        solved = _Solved(pool, moments, shrink, shares_RK, row)
+        summed = WeightedSum(pool, shares_RK, row)
 
         def combine(part: Slice, buffers: Buffers) -> Tensor:
             if part.name not in first.shared:
-                chunks = [member_chunk(pool, number, part, buffers) for number in range(len(pool.members))]
-                return torch.stack(chunks).mean(dim=0)
+                return summed(part, buffers)
             if part.name in first.transposed:
                 return solved.whole(part.name)[part.start : part.stop]
             return solved.rows(part, buffers)
@@ -74,8 +90,16 @@ def held_bytes(models: int, path: Path) -> int:
 
 
 class _Solved:
-    def __init__(self, pool: Pool, moments: list[list[Moments]], shrink: float) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        moments: list[list[Moments]],
+        shrink: float,
+        weights_RK: np.ndarray,
+        row_of: Callable[[str], int],
+    ) -> None:
         self.pool = pool
+        self.weights_RK, self.row_of = weights_RK, row_of
         self.moments = moments
         self.shared = moments[0][0].shared
         self.shrink = shrink
@@ -104,8 +128,11 @@ class _Solved:
         return (inverse_II @ total_IO).to(torch.float32).reshape(-1)
 
     def _factors(self, shared: str) -> tuple[list[Tensor], Tensor]:
-        """Each model's shrunk moments, and the inverse of their sum."""
-        grams_KII = [self._shrunk(shared, group) for group in self.moments]
+        """Each model's shrunk moments times its weight, and the inverse of their sum."""
+        weights_K = self.weights_RK[self.row_of(shared)].tolist()
+        grams_KII = [
+            weight * self._shrunk(shared, group) for weight, group in zip(weights_K, self.moments, strict=True)
+        ]
         total_II = torch.stack(grams_KII).sum(dim=0)
         return grams_KII, torch.cholesky_inverse(torch.linalg.cholesky(total_II))
 

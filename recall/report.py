@@ -8,6 +8,7 @@ from platform import python_version
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from recall.cautions import cautions
 from recall.charts import BarChart, HeatMap, LineChart, Series, bar_chart, heat_map, line_chart, tens_around
 from recall.continual_metrics import forgetting_by_task
 from recall.results import StreamResult
@@ -66,6 +67,7 @@ def render(result: StreamResult, test_rows: dict[str, int] | None = None) -> str
     page = environment.get_template("report.html.j2").render(
         result=result,
         verdict=verdict(result, test_rows),
+        cautions=cautions(result),
         test_rows=test_rows or {},
         columns=[*recall.learning_tasks, *recall.unseen],
         seen=len(recall.learning_tasks),

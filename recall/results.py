@@ -38,7 +38,10 @@ class MergeWeights(Frozen):
 
 
 class UpdateResult(Frozen):
-    """One update: the expert's score on its own learning task, the merge, the registered version, seconds a stage."""
+    """One update: the expert's score on its own learning task, the merge, the registered version, seconds a stage.
+
+    `cluster_sizes`: how many prompts each typical sample stands for; empty in records made before they were kept.
+    """
 
     learning_task: str
     expert_score: float
@@ -46,6 +49,7 @@ class UpdateResult(Frozen):
     version: str | None = None
     reused: bool = False
     seconds: dict[str, float] = {}
+    cluster_sizes: list[int] = []
 
 
 class StreamResult(Frozen):

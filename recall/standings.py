@@ -20,6 +20,7 @@ LABELS = {
     "pruned_average": "pruned average",
     "lm_cocktail": "LM-Cocktail",
     "regmean": "RegMean",
+    "recall_moments": "RECALL with moments",
     "recall": "RECALL",
 }
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
+from recall.cautions import cautions
 from recall.continual_metrics import all_metrics, seen_average
 from recall.results import ScoreMatrix, StreamResult
 from recall.standings import best_methods, headings, method_names, points, summary_rows
@@ -69,6 +70,7 @@ def to_json(result: StreamResult, report: Path, test_rows: dict[str, int] | None
         "version": result.updates[-1].version if result.updates else None,
         "draft": result.draft,
         "verdict": verdict(result, test_rows),
+        "warnings": cautions(result),
         "report": str(report),
         "learning_tasks": matrix.learning_tasks,
         "unseen": matrix.unseen,

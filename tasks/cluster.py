@@ -39,9 +39,9 @@ def cluster(
             what=f"cluster {job.label}",
         )[0]
     chosen = typical_samples(last_layer_PE, settings.clusters, settings.seed)
-    lines = [json.dumps({"prompt": prompts[index]}, ensure_ascii=False) for index in chosen]
+    lines = [json.dumps({"prompt": prompts[index]}, ensure_ascii=False) for index in chosen.indices]
     (job.out / "samples.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return {"count": len(chosen)}
+    return {"count": len(chosen.indices), "cluster_sizes": chosen.cluster_sizes}
 
 
 def _candidates(

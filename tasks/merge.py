@@ -30,15 +30,27 @@ def merge(job: Job, pool: list[CheckpointRef], weights: WeightsRef) -> dict[str,
 def combine(
     job: Job,
     pool: list[CheckpointRef],
-    method: Literal["slerp", "ties", "dare", "pruned_average", "regmean"],
+    method: Literal["slerp", "ties", "dare", "pruned_average", "regmean", "recall_moments"],
     options: dict[str, Any],
     moments: list[list[MomentsRef]] | None = None,
+    weights: WeightsRef | None = None,
 ) -> dict[str, Any]:
-    """Merge by a baseline that is no weighted sum; `options` are the settings that it reads, and no others."""
+    """Merge by a method that is no weighted sum; `options` are the settings that it reads, and no others."""
+    import numpy as np
+
     from recall.merge_settings import MOMENTS_FILE
     from recall.methods import merge_with
+    from recall.structure import checkpoint_layers
 
     members = [member.checkpoint() for member in pool]
     kept = [[ref.path / MOMENTS_FILE for ref in group] for group in moments or []]
-    merge_with(method, members, job.out, MergingSettings(**options), moments=kept)
+    settings = MergingSettings(**options)
+    if weights is None:
+        merge_with(method, members, job.out, settings, moments=kept)
+        return {}
+    record = MergeWeights.model_validate_json((weights.path / "weights.json").read_text(encoding="utf-8"))
+    layers = checkpoint_layers(members[0], modules=record.by_module)
+    rows = np.array(record.weights)
+    merge_with(method, members, job.out, settings, moments=kept, weights_RK=rows, row_of=layers.of)
+    (job.out / "recall.json").write_text(record.model_dump_json(indent=1), encoding="utf-8")
     return {}

@@ -1,4 +1,4 @@
-"""After stage 3, for the baseline RegMean alone: the second moments that an expert leaves behind."""
+"""After stage 3, for the methods that merge by them: the second moments that an expert leaves behind."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from tasks.stage import Job, stage
 
 
 @stage(kind="moments", ref=MomentsRef)
-def moments(job: Job, expert: CheckpointRef, samples: SamplesRef, batch_size: int, max_tokens: int) -> dict[str, Any]:
+def moments(
+    job: Job, expert: CheckpointRef, samples: SamplesRef, batch_size: int, max_tokens: int, rank: int | None = None
+) -> dict[str, Any]:
     """Write `moments.safetensors`, from the expert's own typical samples."""
     import torch
 
@@ -27,5 +29,5 @@ def moments(job: Job, expert: CheckpointRef, samples: SamplesRef, batch_size: in
             max_tokens=max_tokens,
             what=f"moments {job.label}",
         )
-    found.save(job.out / MOMENTS_FILE)
+    found.save(job.out / MOMENTS_FILE, rank)
     return {}

@@ -124,9 +124,10 @@ class MomentsRef(ArtifactRef):
 
 
 class SamplesRef(ArtifactRef):
-    """The typical samples: `samples.jsonl`, a prompt a row."""
+    """The typical samples: `samples.jsonl`, a prompt a row; and how many prompts each cluster had."""
 
     count: int
+    cluster_sizes: list[int] = []
 
     def read(self) -> list[str]:
         """The prompts."""

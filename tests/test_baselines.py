@@ -17,7 +17,17 @@ from tasks.store import Store
 TRAINING = ["sequential", "ewc", "replay"]
 HELDOUT = [f"held out number {i}" for i in range(9)]
 pytestmark = pytest.mark.slow
-MERGING = ["average", "slerp", "task_arithmetic", "ties", "dare", "pruned_average", "lm_cocktail", "regmean"]
+MERGING = [
+    "average",
+    "slerp",
+    "task_arithmetic",
+    "ties",
+    "dare",
+    "pruned_average",
+    "lm_cocktail",
+    "regmean",
+    "recall_moments",
+]
 
 
 def use(project, baselines, **sections):
@@ -54,7 +64,7 @@ def from_base(new_project):
         "representations": {"pooling": "skip_first"},
         "weighting": {"granularity": "module", "similarity": "cosine"},
     }
-    use(project, ["task_arithmetic", "ties", "regmean"], merging=merging, **sections)
+    use(project, ["task_arithmetic", "ties", "regmean", "recall_moments"], merging=merging, **sections)
     project.result = project.run()
     return project
 
@@ -153,8 +163,20 @@ def test_lm_cocktail_weighs_by_the_losses_that_it_found(in_sequence):
 def test_regmean_keeps_moments_of_every_expert(in_sequence):
     store = Store(root=in_sequence.folder / ".store")
     manifests = [store.manifest("moments", name) for name in in_sequence.artifacts("moments")]
-    assert len(manifests) == 2
+    # The first expert is both methods' own; then each starts from the model that it made.
+    assert len(manifests) == 3
     assert all("moments.safetensors" in str(manifest["files"]) for manifest in manifests)
+
+
+def test_recall_moments_weighs_by_similarity_what_its_own_experts_left(in_sequence):
+    models = record(in_sequence)["models"]["recall_moments"]
+    inputs = Store(root=in_sequence.folder / ".store").manifest("merged", models["current"]["fingerprint"])["inputs"]
+    assert inputs["weights"] == models["weights"]["fingerprint"]
+    assert [len(group) for group in inputs["moments"]] == [1, 1], "the current model's past, and the expert's own"
+    merged = in_sequence.folder / ".store" / "merged" / models["current"]["fingerprint"] / "recall.json"
+    rows = json.loads(merged.read_text())["weights"]
+    np.testing.assert_allclose(np.sum(rows, axis=1), 1)
+    assert all(row[-1] >= 0.5 for row in rows), "the newest is the likest to itself"
 
 
 def test_with_nothing_to_remember_yet_all_share_one_expert(in_sequence):
@@ -216,9 +238,10 @@ def test_from_the_base_task_arithmetic_adds_every_expert_s_difference(from_base)
     torch.testing.assert_close(merged[name].float(), expected, rtol=1e-2, atol=1e-3)
 
 
-def test_from_the_base_regmean_merges_the_experts_alone(from_base):
+@pytest.mark.parametrize("method", ["regmean", "recall_moments"])
+def test_from_the_base_moments_merge_the_experts_alone(from_base, method):
     store = Store(root=from_base.folder / ".store")
-    current = record(from_base)["models"]["regmean"]["current"]
+    current = record(from_base)["models"][method]["current"]
     inputs = store.manifest("merged", current["fingerprint"])["inputs"]
     assert inputs["pool"] == inputs["pool"][-2:]
     assert set(inputs["pool"]) == set(from_base.artifacts("experts"))

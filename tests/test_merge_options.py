@@ -118,6 +118,13 @@ def test_regmean_takes_what_recall_moments_kept(pool, samples, tmp_path):
         assert "moments.safetensors: 0.0 MB" in done.stdout
     merged(models, tmp_path / "out", "--method", "regmean")
     load(Checkpoint(tmp_path / "out"))
+    merged(models, tmp_path / "weighed", "--method", "recall_moments", "--samples", samples, "--clusters", 4)
+    merged(models, tmp_path / "recall", "--samples", samples, "--clusters", 4)
+    weighed, recall = read_record(tmp_path / "weighed"), read_record(tmp_path / "recall")
+    assert weighed.weights == recall.weights, "the same weights, put to another use"
+    name = "model.layers.1.mlp.down_proj.weight"
+    solved, summed = (load(Checkpoint(tmp_path / out)).state_dict()[name] for out in ("weighed", "recall"))
+    assert not torch.equal(solved, summed)
 
 
 def test_a_merge_that_is_worse_than_its_worst_model_is_warned_of(pool, samples, tmp_path):

@@ -1,5 +1,6 @@
 """RegMean (Jin et al. 2023): second moments of layer inputs, and the closed form on them."""
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -10,7 +11,7 @@ from recall.checkpoints import Checkpoint
 from recall.errors import BadInput
 from recall.loading import load_tokenizer
 from recall.merge_settings import MOMENTS_FILE
-from recall.merging import merge_by
+from recall.merging import merge, merge_by
 from recall.moments import read_moments, second_moments
 from recall.regmean import regmean
 
@@ -171,3 +172,60 @@ def test_moments_of_another_model_are_refused(tiny_model_folder, tiny_gpt2_folde
     members, others = experts(tmp_path / "a", tiny_model_folder), experts(tmp_path / "b", tiny_gpt2_folder)
     with pytest.raises(BadInput, match="does not fit the models"):
         merge_by(members, regmean([files_of(members)[0], files_of(others)[0]]), tmp_path / "out")
+
+
+def test_moments_of_a_rank_keep_the_diagonal_and_the_largest_directions(tiny_model_folder, tmp_path):
+    model, tokenizer = load(Checkpoint(tiny_model_folder)).eval(), load_tokenizer(tiny_model_folder)
+    found = second_moments(model, tokenizer, PROMPTS, batch_size=2, max_tokens=32)
+    found.save(tmp_path / "whole")
+    found.save(tmp_path / "rank", rank=4)
+    again, name = read_moments(tmp_path / "rank"), "model.layers.1.mlp.down_proj.weight"
+    torch.testing.assert_close(again[name].diagonal(), found[name].diagonal(), rtol=1e-4, atol=1e-6)
+    best = torch.linalg.eigvalsh(found[name].double())
+    gap = (again[name] - torch.diag((again[name] - found[name]).diagonal())).double() - found[name].double()
+    assert gap.norm() <= best[:-4].norm() * 2 + 1e-6
+    assert (tmp_path / "rank").stat().st_size < (tmp_path / "whole").stat().st_size / 2
+
+
+def test_a_rank_as_large_as_the_inputs_keeps_all(tiny_model_folder, tmp_path):
+    model, tokenizer = load(Checkpoint(tiny_model_folder)).eval(), load_tokenizer(tiny_model_folder)
+    found = second_moments(model, tokenizer, PROMPTS, batch_size=2, max_tokens=32)
+    found.save(tmp_path / "all", rank=10_000)
+    for name in found.shared:
+        assert torch.equal(read_moments(tmp_path / "all")[name], found[name])
+
+
+def test_weights_count_each_model_s_moments(tiny_model_folder, tmp_path):
+    members = experts(tmp_path, tiny_model_folder)
+    weights = np.array([[0.3, 0.7], [0.9, 0.1]])
+    deep = "model.layers.2."
+    method = regmean(files_of(members), 0.9, weights, lambda name: int(name.startswith(deep)))
+    merge_by(members, method, tmp_path / "out", threads=2)
+    moments = [read_moments(path) for path in moments_of(members)]
+    models = [load_file(member.folder / "model.safetensors") for member in members]
+    for name, found in load_file(tmp_path / "out" / "model.safetensors").items():
+        row, both = weights[int(name.startswith(deep))], [model[name] for model in models]
+        if name in moments[0].shared:
+            grams = [weight * moment[name].double() for weight, moment in zip(row, moments, strict=True)]
+            torch.testing.assert_close(found.double(), closed_form(both, grams), rtol=1e-2, atol=1e-3)
+        else:
+            torch.testing.assert_close(found, (row[0] * both[0] + row[1] * both[1]).to(found.dtype))
+
+
+def test_even_weights_are_regmean(tiny_model_folder, tmp_path):
+    members = experts(tmp_path, tiny_model_folder)
+    merge_by(members, regmean(files_of(members)), tmp_path / "plain")
+    merge_by(members, regmean(files_of(members), 0.9, np.full((1, 2), 0.5), lambda _: 0), tmp_path / "even")
+    plain, even = (load_file(tmp_path / out / "model.safetensors") for out in ("plain", "even"))
+    assert all(torch.equal(plain[name], even[name]) for name in plain)
+
+
+def test_equal_moments_give_recall_s_own_merge(tiny_model_folder, tmp_path):
+    members = experts(tmp_path, tiny_model_folder)
+    same = [[members[0].folder / MOMENTS_FILE]] * 2
+    weights = np.array([[0.3, 0.7]])
+    merge_by(members, regmean(same, 1.0, weights, lambda _: 0), tmp_path / "solved")
+    merge(members, weights, lambda _: 0, tmp_path / "summed")
+    solved, summed = (load_file(tmp_path / out / "model.safetensors") for out in ("solved", "summed"))
+    for name in summed:
+        torch.testing.assert_close(solved[name], summed[name], rtol=1e-3, atol=1e-4)

@@ -14,12 +14,13 @@ def blobs(*centres, size=10):
 
 def test_one_sample_of_every_cluster_is_chosen():
     chosen = typical_samples(blobs((0, 0), (10, 0), (0, 10)), clusters=3, seed=0)
-    assert sorted(index // 10 for index in chosen) == [0, 1, 2]
+    assert sorted(index // 10 for index in chosen.indices) == [0, 1, 2]
+    assert chosen.cluster_sizes == [10, 10, 10]
 
 
 def test_it_is_the_sample_nearest_to_the_centroid():
     points_PE = blobs((0, 0), (10, 0))
-    for index in typical_samples(points_PE, clusters=2, seed=0):
+    for index in typical_samples(points_PE, clusters=2, seed=0).indices:
         blob_PE = points_PE[index // 10 * 10 : index // 10 * 10 + 10]
         distances = np.square(blob_PE - blob_PE.mean(axis=0)).sum(axis=1)
         assert index % 10 == distances.argmin()
@@ -29,11 +30,11 @@ def test_no_sample_is_chosen_twice_even_where_points_coincide():
     points_PE = np.concatenate([np.zeros((5, 2)), np.ones((5, 2))])
     with pytest.warns(UserWarning, match="distinct clusters"):
         chosen = typical_samples(points_PE, clusters=6, seed=0)
-    assert len(set(chosen)) == 6
+    assert len(set(chosen.indices)) == 6
 
 
 def test_as_many_clusters_as_samples_takes_them_all():
-    assert typical_samples(np.random.default_rng(0).normal(size=(7, 3)), clusters=7, seed=0) == list(range(7))
+    assert typical_samples(np.random.default_rng(0).normal(size=(7, 3)), clusters=7, seed=0).indices == list(range(7))
 
 
 def test_the_same_seed_chooses_the_same_samples():

@@ -1,0 +1,124 @@
+"""Signs in a run's own numbers that a merge went badly: what `recall run` warns of, and docs/limits.md explains.
+
+Rules of thumb: they use what was measured anyway, choose nothing, and change no number.
+"""
+
+from __future__ import annotations
+
+from math import e
+from statistics import fmean
+
+from recall.continual_metrics import seen_average
+from recall.results import MergeWeights, StreamResult
+from recall.standings import points
+
+# A score has to lie this many points under another's before anything is said.
+SMALL = 2.0
+# Of the clusters; a cluster of one prompt stands for nothing but itself.
+TOO_MANY_LONE = 0.25
+ALIKE, FAR_APART = 0.9999, 0.2
+EVEN_SHARE = 0.5
+
+
+def cautions(result: StreamResult) -> list[str]:
+    """One sentence for each sign, in the updates' order; none where all looks well.
+
+    Raises:
+        BadInput: a score that the check needs is missing.
+    """
+    temperature, fixed_sigma = _weighting(result)
+    found = []
+    for number, update in enumerate(result.updates, start=1):
+        signs = [
+            *_of_scores(result, number),
+            *_of_clusters(update.cluster_sizes),
+            *_of_similarities(update.merge, fixed_sigma),
+            *_of_pool(update.merge, temperature),
+        ]
+        found += [f"update {number}, {update.learning_task}: {sign}" for sign in signs]
+    return found + _of_the_end(result)
+
+
+def _weighting(result: StreamResult) -> tuple[float, bool]:
+    weighting = result.settings.get("weighting")
+    given = weighting if isinstance(weighting, dict) else {}
+    return float(given.get("temperature", 1.0)), given.get("sigma", "median") != "median"
+
+
+def _of_scores(result: StreamResult, number: int) -> list[str]:
+    """The merged model on the new learning task, beside the two that it was made from."""
+    update, scores = result.updates[number - 1], result.methods["recall"].scores
+    before, after = scores[number - 1][number - 1], scores[number][number - 1]
+    if before is None or after is None:
+        return []
+    expert = update.expert_score
+    if points(expert) - points(before) < SMALL:
+        return [
+            f"the expert has {points(expert):.1f} points on it and the model before had {points(before):.1f}, so "
+            "fine-tuning taught it next to nothing; give more rows or epochs, or another learning rate"
+        ]
+    if points(min(expert, before)) - points(after) >= SMALL:
+        return [
+            f"the merged model has {points(after):.1f} points on it, less than its expert ({points(expert):.1f}) and "
+            f"less than the model before ({points(before):.1f}): a sum of the two is worse than either; lower "
+            "finetuning.learning_rate, so that they stay closer together"
+        ]
+    return []
+
+
+def _of_clusters(sizes: list[int]) -> list[str]:
+    lone = sizes.count(1)
+    # As many clusters as prompts: all are taken, and nothing was clustered.
+    if not sizes or max(sizes) == 1 or lone <= TOO_MANY_LONE * len(sizes):
+        return []
+    return [
+        f"{lone} of {len(sizes)} typical samples are alone in their clusters, outliers rather than typical; lower "
+        "sampling.clusters or give more prompts"
+    ]
+
+
+def _of_similarities(merge: MergeWeights, fixed_sigma: bool) -> list[str]:
+    older = [similarity for row in merge.similarities for similarity in row[:-1]]
+    if not older:
+        return []
+    extreme = sum(value < 1 - ALIKE or value > ALIKE for value in older) / len(older)
+    if fixed_sigma and extreme > EVEN_SHARE:
+        return [
+            f"{100 * extreme:.0f}% of the similarities are 0 or 1, so the weights tell layers apart no longer; "
+            "weighting.sigma does not fit the scale of the hidden states, set it to median"
+        ]
+    if min(older) > ALIKE:
+        return ["every layer of the expert sees the samples as the older models do, so the weights are even everywhere"]
+    deep = [max(row[:-1]) for row in merge.similarities[len(merge.similarities) // 2 :]]
+    if fmean(deep) < FAR_APART:
+        return [
+            f"in the deeper half of the layers no older model sees the samples as the expert does (mean similarity "
+            f"{fmean(deep):.2f} of the nearest): a weighted sum of models so far apart may be neither; lower "
+            "finetuning.learning_rate"
+        ]
+    return []
+
+
+def _of_pool(merge: MergeWeights, temperature: float) -> list[str]:
+    """The bound that follows from similarities in [0, 1] (DESIGN 2): e^(1/t) / (e^(1/t) + K - 1)."""
+    models = len(merge.models)
+    most = 1 / (1 + (models - 1) * e ** (-1 / temperature))
+    if not merge.similarities or most >= EVEN_SHARE:
+        return []
+    return [
+        f"with {models} models in the pool the newest can have no more than {100 * most:.0f}% of any layer, so what it "
+        "learned is diluted; set update.pool to current, or lower weighting.temperature"
+    ]
+
+
+def _of_the_end(result: StreamResult) -> list[str]:
+    """Is all of it worse than not having begun?"""
+    matrix = result.methods["recall"]
+    updates = len(matrix.learning_tasks)
+    base = [score for score in matrix.scores[0][:updates] if score is not None]
+    if len(base) < updates or points(fmean(base)) - points(seen_average(matrix, updates)) < SMALL:
+        return []
+    return [
+        f"over the learning tasks seen the merged model has {points(seen_average(matrix, updates)):.1f} points and the "
+        f"base model {points(fmean(base)):.1f}: the stream did harm; do not promote it"
+    ]

@@ -1,0 +1,102 @@
+"""What a run warns of: each sign on a result that shows it, and nothing on one that looks well."""
+
+from math import e
+
+import pytest
+
+from recall.cautions import cautions
+from recall.results import MergeWeights
+from recall.summary import to_json
+from tests.sample_result import merge, sample_result
+
+
+def with_update(number, **changes):
+    """The sample result, one update changed."""
+    result = sample_result()
+    updates = list(result.updates)
+    updates[number - 1] = updates[number - 1].model_copy(update=changes)
+    return result.model_copy(update={"updates": updates})
+
+
+def with_score(row, column, score):
+    result = sample_result()
+    matrix = result.methods["recall"]
+    scores = [list(line) for line in matrix.scores]
+    scores[row][column] = score
+    methods = result.methods | {"recall": matrix.model_copy(update={"scores": scores})}
+    return result.model_copy(update={"methods": methods})
+
+
+def with_sigma(sigma, similarities):
+    merged = MergeWeights(
+        layers=list("abcd"), models=["current", "new"], weights=[[0.4, 0.6]] * 4, similarities=similarities, sigma=[]
+    )
+    result = with_update(1, merge=merged)
+    return result.model_copy(update={"settings": {"weighting": {"sigma": sigma, "temperature": 1.0}}})
+
+
+def test_a_run_that_looks_well_warns_of_nothing():
+    assert cautions(sample_result()) == []
+
+
+def test_a_merged_model_worse_than_both_it_was_made_of():
+    # Before the third update 31.5 points on its learning task, its expert 70.
+    (said,) = cautions(with_score(3, 2, 0.25))
+    assert said.startswith("update 3, commonsense: the merged model has 25.0 points on it, less than its expert (70.0)")
+    assert "the model before (31.5)" in said
+
+
+def test_less_than_two_points_under_both_are_left_to_chance():
+    assert cautions(with_score(3, 2, 0.30)) == []
+
+
+def test_an_expert_that_learned_nothing():
+    (said,) = cautions(with_update(3, expert_score=0.32))
+    assert "the expert has 32.0 points on it and the model before had 31.5" in said
+
+
+@pytest.mark.parametrize(
+    ("sizes", "warned"),
+    [
+        ([1, 1, 30, 28], True),
+        ([1, 20, 30, 28], False),  # a quarter of them
+        ([1, 1, 1, 1], False),  # every prompt was taken
+        ([], False),
+    ],
+)
+def test_typical_samples_that_stand_for_themselves_alone(sizes, warned):
+    found = cautions(with_update(2, cluster_sizes=sizes))
+    assert ["alone in their clusters" in said for said in found] == [True] * warned
+
+
+def test_a_fixed_sigma_that_turns_similarities_into_0_or_1():
+    (said,) = cautions(with_sigma(0.1, [[1.0, 1.0], [0.0, 1.0], [0.0, 1.0], [0.5, 1.0]]))
+    assert "75% of the similarities are 0 or 1" in said and "set it to median" in said
+
+
+def test_models_that_see_the_samples_all_alike():
+    (said,) = cautions(with_sigma("median", [[1.0, 1.0]] * 4))
+    assert "the weights are even everywhere" in said
+
+
+def test_models_far_apart_where_they_are_deep():
+    (said,) = cautions(with_sigma("median", [[1.0, 1.0], [0.9, 1.0], [0.2, 1.0], [0.1, 1.0]]))
+    assert "mean similarity 0.15 of the nearest" in said
+
+
+def test_a_pool_in_which_the_newest_can_have_but_little():
+    (said,) = cautions(with_update(2, merge=merge(1, models=6)))
+    assert f"no more than {100 * e / (e + 5):.0f}% of any layer" in said
+    assert cautions(with_update(2, merge=merge(1, models=3))) == []
+
+
+def test_a_stream_that_did_harm():
+    result = sample_result()
+    matrix = result.methods["recall"]
+    scores = [[0.9, 0.9, 0.9, *matrix.scores[0][3:]], *matrix.scores[1:]]
+    methods = result.methods | {"recall": matrix.model_copy(update={"scores": scores})}
+    assert any("the stream did harm" in said for said in cautions(result.model_copy(update={"methods": methods})))
+
+
+def test_machines_get_the_warnings_too(tmp_path):
+    assert to_json(with_score(3, 2, 0.25), tmp_path / "report.html")["warnings"] == cautions(with_score(3, 2, 0.25))
