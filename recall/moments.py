@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from peft import PeftModel
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from recall.errors import BadInput, one_line
 from recall.progress import track
+from recall.save_tensors import save_tensors
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Moments:
             "tokens": self.tokens,
         }
         matrices = {name: self.matrix(name) for name in dict.fromkeys(self.shared.values())}
-        save_file(matrices, path, metadata={"moments": json.dumps(facts, sort_keys=True)})
+        save_tensors(matrices, path, metadata={"moments": json.dumps(facts, sort_keys=True)})
 
 
 def second_moments(
