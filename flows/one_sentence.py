@@ -23,7 +23,7 @@ Debug = Annotated[bool, typer.Option(help="show the traceback of an error")]
 
 
 class errors_in_one_sentence:  # noqa: N801 - reads as a statement: with errors_in_one_sentence(debug)
-    """Turn an error into one sentence on stderr (a traceback with `debug`) and exit code 2 (bad input) or 1 (failed)."""
+    """Turn an error into one sentence on stderr (a traceback with `debug`), exit code 2 (bad input) or 1 (failed)."""
 
     def __init__(self, debug: bool) -> None:
         self.debug = debug
