@@ -38,10 +38,10 @@ def learn_baseline(stream: Stream, method: str, past: list[Models], data_sets: d
         return by_moments(stream, method, label, past, expert, train)
     if method == "lm_cocktail":
         samples = typical(stream, label, expert, train)
-        temperature = settings.merging.loss_temperature
         weights = weigh_by_loss(
-            store, label, pool=pool, names=names, samples=samples, train=train, temperature=temperature
-        )
+            store, label, pool=pool, names=names, samples=samples, train=train,
+            temperature=settings.merging.loss_temperature, max_tokens=settings.representations.max_tokens,
+        )  # fmt: skip
         return Models(current=merge(store, label, pool=pool, weights=weights), expert=expert, weights=weights)
     options = settings.merging.read_by(method)
     if method in ("average", "task_arithmetic"):

@@ -23,7 +23,7 @@ Debug = Annotated[bool, typer.Option(help="show the traceback of an error")]
 
 
 class errors_in_one_sentence:  # noqa: N801 - reads as a statement: with errors_in_one_sentence(debug)
-    """Turn an error into one sentence on stderr and exit code 2 (bad input) or 1 (failed)."""
+    """Turn an error into one sentence on stderr (a traceback with `debug`), exit code 2 (bad input) or 1 (failed)."""
 
     def __init__(self, debug: bool) -> None:
         self.debug = debug
@@ -34,9 +34,10 @@ class errors_in_one_sentence:  # noqa: N801 - reads as a statement: with errors_
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         if error is None or not isinstance(error, Exception):
             return
+        code = 2 if isinstance(error, BadInput) else 1
         if self.debug:
-            sys.excepthook = _print_without_secrets
-            return
+            _print_without_secrets(type(error), error, error.__traceback__)
+            sys.exit(code)
         sentence = str(error)
         if not isinstance(error, BadInput | Failed):
             first_line = sentence.splitlines()[0] if sentence else "no message"
@@ -44,7 +45,7 @@ class errors_in_one_sentence:  # noqa: N801 - reads as a statement: with errors_
         console.print(
             f"recall: {without_secrets(sentence)}", style="red", markup=False, highlight=False, soft_wrap=True
         )
-        sys.exit(2 if isinstance(error, BadInput) else 1)
+        sys.exit(code)
 
 
 def _print_without_secrets(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:

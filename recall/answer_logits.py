@@ -14,7 +14,6 @@ from typing import Any, cast
 
 import torch
 from peft import PeftModel
-from torch.nn import Dropout
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache, PreTrainedModel
@@ -38,9 +37,7 @@ class LogitReader:
         self.head_is_all = self._head_is_all()
         self.takes_positions = "position_ids" in inspect.signature(self.body.forward).parameters
         self.shares_prefixes = self.takes_positions and self._caches_keys_and_values_alone()
-        self.draws_dropout = any(isinstance(module, Dropout) and module.p > 0 for module in model.modules()) or (
-            getattr(self.causal_lm.config.get_text_config(), "attention_dropout", 0.0) > 0
-        )
+        self.draws_dropout = self.shares_prefixes and self._draws_in_training()
 
     def read_through(self, wrapper: Any) -> None:
         """From now on call the model's whole forward, in a wrapper (DDP, FSDP) that spreads it over processes.
@@ -115,6 +112,21 @@ class LogitReader:
         return isinstance(cache, DynamicCache) and all(type(layer) is DynamicLayer for layer in cache.layers)
 
     @torch.no_grad()
+    def _draws_in_training(self) -> bool:
+        """Does a forward pass in training mode draw random numbers, from a module, a function or an attention?
+
+        Not: do two passes differ; an adapter that starts at zero hides what its dropout draws.
+        """
+        device, training = self.causal_lm.device, self.causal_lm.training
+        devices = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            before = _generators(device)
+            self.causal_lm.train()
+            self.body(input_ids=torch.zeros((1, 2), dtype=torch.long, device=device), use_cache=False)
+            self.causal_lm.train(training)
+            return any(not torch.equal(*pair) for pair in zip(before, _generators(device), strict=True))
+
+    @torch.no_grad()
     def _head_is_all(self) -> bool:
         if self.head is None:
             return False
@@ -126,3 +138,8 @@ class LogitReader:
         apart = self.head(self.body(input_ids=ids_BT, use_cache=False).last_hidden_state)
         self.causal_lm.train(training)
         return torch.equal(whole, apart)
+
+
+def _generators(device: torch.device) -> list[torch.Tensor]:
+    """The state of every random generator that a model on `device` draws from."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]

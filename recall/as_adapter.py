@@ -13,16 +13,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
-from recall.errors import BadInput, Failed, one_line
+from recall.errors import BadInput
 from recall.lora import FACTORS, PREFIX
 from recall.merging import WeightedSum
 from recall.model_sources import HUB_ID
 from recall.pool import Pool
 from recall.progress import track
+from recall.save_tensors import save_tensors
 
 
 def write_adapter(
@@ -39,6 +38,7 @@ def write_adapter(
 
     Raises:
         BadInput: not all members lie over one base, or none is an adapter.
+        OSError: `out` cannot be written.
     """
     adapters = [adapter for adapter in pool.adapters if adapter]
     if len(pool.bases) > 1 or not adapters:
@@ -61,10 +61,7 @@ def write_adapter(
         state |= _factors(next(a.factor_names(target) for a in adapters if a.changes(target)), left_Or, right_rI,
                           any(a.is_transposed(target) for a in adapters))  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
-    try:
-        save_file(state, out / "adapter_model.safetensors", metadata={"format": "pt"})
-    except SafetensorError as error:
-        raise Failed(f"the adapter cannot be written to {out}: {one_line(error)}") from error
+    save_tensors(state, out / "adapter_model.safetensors", metadata={"format": "pt"})
     config = dict(adapters[0].config) | {
         "r": keep,
         "lora_alpha": keep,

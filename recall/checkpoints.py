@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,11 +91,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def _check_weights(folder: Path, single: str) -> None:
     index = folder / f"{single}.index.json"
     if index.is_file():
-        shards = sorted(set(read_json(index).get("weight_map", {}).values()))
-        check_plain_names(index, shards)
-        missing = [name for name in shards if not (folder / name).is_file()]
-        if missing or not shards:
-            raise BadInput(f"{index} names {missing[0] if missing else 'no shard'}, which is not there; copy it again")
+        shards = shards_named(index)
     elif (folder / single).is_file():
         shards = [single]
     else:
@@ -114,19 +109,31 @@ def _check_weights(folder: Path, single: str) -> None:
             raise BadInput(f"{folder / name} is damaged or cut short ({one_line(error)}); copy it again") from error
 
 
-def check_plain_names(index: Path, names: Iterable[Any]) -> None:
-    """Check that an index names files of its own folder and no other.
+def shards_named(index: Path) -> list[str]:
+    """The weight files that an index names, each a file of its own folder and no other.
 
     Raises:
-        BadInput: a name has a folder in it, or is none.
+        BadInput: it cannot be read, names no file or one that is missing, or a name has a folder in it.
     """
-    for name in names:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise BadInput(f"{index} names no file of weights; copy the checkpoint again")
+    for name in weight_map.values():
         if not isinstance(name, str) or Path(name).name != name:
             raise BadInput(f"{index} names {name!r}, which is no file of its folder; it was altered, copy it again")
+    shards = sorted(set(weight_map.values()))
+    missing = [name for name in shards if not (index.parent / name).is_file()]
+    if missing:
+        raise BadInput(f"{index} names {missing[0]}, which is not there; copy the checkpoint again")
+    return shards
 
 
 def copy_side_files(folder: Path, out: Path) -> None:
     """Copy config, generation config, tokenizer and the like, all from one model, so that they fit each other."""
-    for file in sorted(folder.iterdir()):
-        if file.name.startswith(SIDE_FILES) and file.is_file():
-            shutil.copyfile(file, out / file.name)
+    for file in side_files(folder):
+        shutil.copyfile(file, out / file.name)
+
+
+def side_files(folder: Path) -> list[Path]:
+    """Config, generation config, tokenizer and the like, by name."""
+    return [file for file in sorted(folder.iterdir()) if file.name.startswith(SIDE_FILES) and file.is_file()]

@@ -21,11 +21,12 @@ def encode(
     """Tokenise every prompt and its answers, an answer continuing the prompt after one space.
 
     An answer's ids are what the joint text has beyond the prompt's own ids, as lm-evaluation-harness splits them
-    (`_encode_pair`), so that tokenizers which treat a leading space specially agree with running text. With `end` the
-    end-of-text token follows each answer. A prompt that leaves no room in `max_tokens` is cut on the left; an answer
-    that alone is too long is cut on the right.
+    (`_encode_pair`), so that tokenizers which treat a leading space specially agree with running text: white space at a
+    prompt's end belongs to its answers. With `end` the end-of-text token follows each answer. A prompt that leaves no
+    room in `max_tokens` is cut on the left; an answer that alone is too long is cut on the right.
     """
-    prompt_ids: list[list[int]] = tokenizer(prompts)["input_ids"]
+    heads = [(prompt.rstrip() or prompt) if row else prompt for prompt, row in zip(prompts, answers, strict=True)]
+    prompt_ids: list[list[int]] = tokenizer(heads)["input_ids"]
     texts = [f"{prompt} {answer}" for prompt, row in zip(prompts, answers, strict=True) for answer in row]
     text_ids = iter(tokenizer(texts)["input_ids"] if texts else [])
     encoded = []

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, inject_adapter_in_model
 from peft.tuners.lora import Embedding, LoraLayer
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -31,6 +31,7 @@ from recall.encoding import Encoded, encode
 from recall.errors import BadInput
 from recall.learning_tasks import Row
 from recall.progress import track
+from recall.save_tensors import save_tensors
 from recall.settings import FisherSettings
 
 FILE = "fisher.safetensors"
@@ -81,8 +82,12 @@ def add_fisher(
 
 
 def write_fisher(fisher: dict[str, Tensor], folder: Path) -> None:
-    """Write it as `fisher.safetensors`, in float32."""
-    save_file({name: tensor.float().cpu().contiguous() for name, tensor in fisher.items()}, folder / FILE)
+    """Write it as `fisher.safetensors`, in float32.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    save_tensors({name: tensor.float().cpu().contiguous() for name, tensor in fisher.items()}, folder / FILE)
 
 
 def read_fisher(folder: Path, device: torch.device) -> dict[str, Tensor]:

@@ -12,25 +12,30 @@ import random
 import shutil
 import time
 from collections.abc import Iterator
-from hashlib import sha256
+from contextlib import contextmanager
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
+import peft
 import torch
+import transformers
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.helpers import disable_input_dtype_casting
 from pydantic import BaseModel, ConfigDict
-from safetensors.torch import save_file
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from recall.answer_logits import LogitReader
-from recall.checkpoints import Checkpoint
+from recall.checkpoints import Checkpoint, side_files
 from recall.encoding import encode
+from recall.errors import Failed
 from recall.ewc import Consolidation, Penalty
 from recall.learning_tasks import Row
 from recall.loading import load_model, load_tokenizer, training_dtype
 from recall.progress import track
+from recall.save_tensors import save_tensors, system_errors
 from recall.settings import FinetuningSettings
+from recall.tensor_files import weight_files
 
 IGNORED = -100
 MARKER = "complete.json"
@@ -68,7 +73,7 @@ def finetune(
 
     Base weights stay in the training dtype, the adapter and the optimiser's state in float32. The run depends on
     `start`, `rows`, `settings`, `keep`, the thread count and the library versions alone: a process that finds a
-    complete checkpoint of the same rows, settings and `keep` in `work` goes on from there and ends with bit-identical
+    complete checkpoint in `work` of all these, and of as many processes, goes on from there and ends with bit-identical
     weights.
 
     Started by `accelerate launch` in several processes, each takes every so-manieth batch and a step has them all; the
@@ -78,6 +83,7 @@ def finetune(
 
     Raises:
         BadInput: `start` cannot be loaded, or the Fisher of `keep` is of other weights than LoRA changes.
+        OSError, Failed: `out` or `work` cannot be written.
     """
     started = time.monotonic()
     dtype = training_dtype(settings.dtype)
@@ -86,7 +92,7 @@ def finetune(
     arguments = _training_arguments(settings, len(plan), work)
     set_seed(settings.seed)
     model = get_peft_model(load_model(start, dtype), _lora_config(settings))
-    digest = _digest(rows, settings, keep)
+    digest = _digest(start, rows, settings, keep)
     with arguments.main_process_first():
         last = _last_complete(work, digest)
     trainer = _AnswerTrainer(
@@ -101,7 +107,7 @@ def finetune(
     trainer.penalty = Penalty(model, keep) if keep and keep.strength else None
     # Has Trainer count the answer tokens of a whole optimiser step.
     trainer.model_accepts_loss_kwargs = True
-    with disable_input_dtype_casting(model):
+    with disable_input_dtype_casting(model), _checkpoints_written(work):
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
     whole = trainer.accelerator.get_state_dict(trainer.model_wrapped) if arguments.world_size > 1 else None
     if trainer.is_world_process_zero():
@@ -220,8 +226,7 @@ def _lora_config(settings: FinetuningSettings) -> LoraConfig:
 
 def _training_arguments(settings: FinetuningSettings, batches: int, work: Path) -> TrainingArguments:
     """The plan is the data: one pass in order, a planned batch a loader's item."""
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    steps = math.ceil(batches / settings.gradient_accumulation / processes)
+    steps = math.ceil(batches / settings.gradient_accumulation / _processes())
     on_gpu = torch.cuda.is_available()
     return TrainingArguments(
         output_dir=str(work),
@@ -247,6 +252,18 @@ def _training_arguments(settings: FinetuningSettings, batches: int, work: Path) 
     )
 
 
+@contextmanager
+def _checkpoints_written(work: Path) -> Iterator[None]:
+    """What Trainer's libraries say of a disk that is full, as an error of the system or a sentence."""
+    try:
+        with system_errors(work):
+            yield
+    except RuntimeError as error:
+        if "PytorchStreamWriter" not in str(error):
+            raise
+        raise Failed(f"a checkpoint cannot be written to {work}; free its disk, and run the same again") from error
+
+
 def _last_complete(work: Path, digest: str) -> Path | None:
     """The newest checkpoint in `work` that was written whole for this very run; all others are removed."""
     work.mkdir(parents=True, exist_ok=True)
@@ -269,10 +286,21 @@ def _files(folder: Path) -> dict[str, str]:
     return {path.name: sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def _digest(rows: list[Row], settings: FinetuningSettings, keep: Consolidation | None) -> str:
+def _digest(start: Checkpoint, rows: list[Row], settings: FinetuningSettings, keep: Consolidation | None) -> str:
+    """Of all that a checkpoint to go on from shares with this run; another base's would fit as well by its shapes."""
     whole = settings.model_dump_json() + "".join(row.model_dump_json() for row in rows)
     whole += keep.digest() if keep else ""
+    for path in [*weight_files(start.folder), *side_files(start.folder)]:
+        with path.open("rb") as file:
+            whole += f" {path.name} {file_digest(file, 'sha256').hexdigest()}"
+    whole += (
+        f" {[module.__version__ for module in (torch, transformers, peft)]} {_processes()} {torch.get_num_threads()}"
+    )
     return sha256(whole.encode()).hexdigest()
+
+
+def _processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _save_adapter(model: PeftModel, out: Path, whole: dict[str, torch.Tensor] | None = None) -> None:
@@ -283,7 +311,7 @@ def _save_adapter(model: PeftModel, out: Path, whole: dict[str, torch.Tensor] | 
     out.mkdir(parents=True, exist_ok=True)
     adapter = get_peft_model_state_dict(model, state_dict=whole)
     state = {name: tensor.contiguous().cpu() for name, tensor in adapter.items()}
-    save_file(state, out / "adapter_model.safetensors", metadata={"format": "pt"})
+    save_tensors(state, out / "adapter_model.safetensors", metadata={"format": "pt"})
     config = model.peft_config["default"].to_dict()
     config["base_model_name_or_path"] = ""
     config["inference_mode"] = True

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
-
 from rich.markup import escape
 from rich.table import Table
 
 from recall.gates import Gate, Verdict
+from recall.markdown import escaped
 
 HEADINGS = ("gate", "learning tasks", "found", "wanted", "low", "high", "rows", "verdict")
 COLORS = {"pass": "green", "fail": "red", "borderline": "yellow"}
@@ -31,16 +30,11 @@ def table(verdict: Verdict) -> Table:
 
 def markdown(stream: str, verdict: Verdict) -> str:
     """The same for Prefect; what came from outside is escaped."""
-    lines = [f"# {in_markdown(stream)}, version {in_markdown(verdict.version)}: {verdict.outcome}", ""]
-    lines += [in_markdown(verdict.why), "", f"| {' | '.join(HEADINGS)} |", "|---" * len(HEADINGS) + "|"]
-    lines += [f"| {' | '.join(map(in_markdown, _cells(gate)))} |" for gate in verdict.gates]
+    lines = [f"# {escaped(stream)}, version {escaped(verdict.version)}: {verdict.outcome}", ""]
+    lines += [escaped(verdict.why), "", f"| {' | '.join(HEADINGS)} |", "|---" * len(HEADINGS) + "|"]
+    lines += [f"| {' | '.join(map(escaped, _cells(gate)))} |" for gate in verdict.gates]
     lines += ["", f"Points; bounds at {100 * verdict.confidence:g} %, one-sided, {verdict.resamples} resamples."]
     return "\n".join(lines)
-
-
-def in_markdown(text: str) -> str:
-    """Text that Markdown shows as it is, on one line."""
-    return re.sub(r"([\\`*_{}\[\]()#+!|<>~&])", r"\\\1", " ".join(text.split()))
 
 
 def _cells(gate: Gate) -> list[str]:

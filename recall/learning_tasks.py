@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from recall.errors import BadInput
 
@@ -23,6 +23,19 @@ METRICS_OF_KIND: dict[Kind, tuple[Metric, ...]] = {
 }
 
 
+def _choosable(answers: list[str]) -> list[str]:
+    """Answers to choose among by likelihood a character: blank ones have none, and of two equal ones one never wins."""
+    if not all(answer.strip() for answer in answers):
+        raise ValueError("an answer to choose is empty; give every one a text")
+    twice = next((answer for place, answer in enumerate(answers) if answer in answers[:place]), None)
+    if twice is not None:
+        raise ValueError(f"{twice!r} is there twice; every answer may stand there once")
+    return answers
+
+
+Choosable = Annotated[list[str], AfterValidator(_choosable)]
+
+
 class TaskSpec(BaseModel):
     """A learning task: its kind, metric, answers allowed and where its rows come from.
 
@@ -33,7 +46,7 @@ class TaskSpec(BaseModel):
 
     kind: Kind
     metric: Metric
-    labels: list[str] | None = Field(None, description="the allowed targets of a classification, None otherwise")
+    labels: Choosable | None = Field(None, description="the allowed targets of a classification, None otherwise")
     source: dict[str, Any]
     rows: dict[Split, int] = {"train": 400, "validation": 50, "test": 100}
 
@@ -57,7 +70,7 @@ class Row(BaseModel):
     prompt: str = Field(min_length=1)
     target: str = Field(min_length=1)
     references: list[str] = []
-    choices: list[str] = []
+    choices: Choosable = []
 
 
 def json_lines(path: Path) -> list[str]:
@@ -71,8 +84,8 @@ def json_lines(path: Path) -> list[str]:
     return lines if lines[-1] else lines[:-1]
 
 
-def read_rows(path: Path, spec: TaskSpec) -> list[Row]:
-    """Read and check one split of prepared rows.
+def read_rows(path: Path, spec: TaskSpec | None = None) -> list[Row]:
+    """Read and check one split of prepared rows; without its `spec` any target is allowed.
 
     Raises:
         BadInput: no file, no row, or a row that is malformed (its number is in the message), repeats an id, or has a
@@ -92,13 +105,13 @@ def read_rows(path: Path, spec: TaskSpec) -> list[Row]:
         except ValidationError as error:
             problem = error.errors()[0]
             where = ".".join(str(part) for part in problem["loc"]) or "row"
-            raise BadInput(f"{path}, row {number}: {where}: {problem['msg']}") from error
+            raise BadInput(f"{path}, row {number}: {where}: {problem['msg'].removeprefix('Value error, ')}") from error
         if row.id in seen:
             raise BadInput(f"{path}, row {number}: id {row.id!r} was used before; ids must be unique")
-        allowed = answers(row, spec)
+        allowed = answers(row, spec) if spec else row.choices
         if allowed and row.target not in allowed:
             raise BadInput(f"{path}, row {number}: target {row.target!r} is not one of {', '.join(allowed)}")
-        if spec.kind == "multiple_choice" and len(allowed) < 2:
+        if spec and spec.kind == "multiple_choice" and len(allowed) < 2:
             raise BadInput(f"{path}, row {number}: a multiple-choice row needs at least two choices or labels")
         seen.add(row.id)
         rows.append(row)

@@ -54,6 +54,7 @@ class LoraAdapter:
         self._base_type = read_json(base.folder / "config.json").get("model_type")
         for name in self._files.specs:
             self._take_in(name, base)
+        self._check_pairs()
         # `left_Or` (scaled) and `right_rI` in float32, whose product is the difference of a tensor. The chunks of one
         # tensor follow each other.
         self.factors = Recent(2, self._read_factors)
@@ -134,6 +135,14 @@ class LoraAdapter:
         self._check_shape(target, base.specs[target], (second.shape[0], first.shape[1]), kind == ".lora_embedding_A")
         self._names[target] = (name, other)
         self._scale[target] = self._scaling(module, first.shape[0])
+
+    def _check_pairs(self) -> None:
+        """Every B has its A: a difference that lacks one would be left out without a word."""
+        paired = {low_B for _, low_B in self._names.values()}
+        for name in self._files.specs:
+            kind = next((kind for kind, other in FACTORS.items() if name.endswith(other)), None)
+            if kind is not None and name not in paired:
+                raise BadInput(f"adapter {self.folder} lacks {name.removesuffix(FACTORS[kind])}{kind}; copy it again")
 
     def _check_shape(self, target: str, spec: TensorSpec, low_rank: tuple[int, int], is_embedding: bool) -> None:
         """A difference lies the other way round for an embedding, and where the base keeps its weights transposed."""

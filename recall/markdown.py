@@ -6,11 +6,14 @@ import html
 import re
 
 SPECIAL = re.compile(r"([\\`*_\[\]|~])")
+# What at a line's start makes it a heading, a list or a rule.
+AT_START = re.compile(r"^(\d*)([#+=.)-])")
 
 
 def escaped(text: str) -> str:
     """Text for a paragraph, a heading or a table's cell: one line in which nothing is Markdown or HTML."""
-    return SPECIAL.sub(r"\\\1", html.escape(" ".join(text.split()), quote=False))
+    inline = SPECIAL.sub(r"\\\1", html.escape(" ".join(text.split()), quote=False))
+    return AT_START.sub(r"\1\\\2", inline)
 
 
 def code(text: str) -> str:

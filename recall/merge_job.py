@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from recall.checkpoints import TOKENIZER_FILES, Checkpoint
 from recall.errors import BadInput, Failed, one_line
@@ -164,13 +165,22 @@ def _check_room(out: Path, needed: int) -> None:
 
 @contextmanager
 def _publishing(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that becomes `out` if all goes well, and goes if not."""
-    partial = out.parent / f".{out.name}.partial-{os.getpid()}"
+    """A folder beside `out` that becomes `out` if all goes well, and goes if not.
+
+    Its name is always the same, so that the next merge into `out` clears what a killed one left; a lock, which dies
+    with its process, tells that from a merge that is still at it.
+    """
+    partial, lock = out.parent / f".{out.name}.partial", FileLock(out.parent / f".{out.name}.lock")
     try:
-        partial.mkdir(parents=True)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise BadInput(f"{out} is being made by another process; wait for it, or choose another --out") from error
     except OSError as error:
         raise BadInput(f"{out.parent} cannot be written ({error.strerror}); choose another --out") from error
     try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
         yield partial
         os.replace(partial, out)
     except OSError as error:
@@ -178,6 +188,7 @@ def _publishing(out: Path) -> Iterator[Path]:
         raise Failed(f"{out} was not made ({where}{error.strerror or one_line(error)})") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        lock.release()
 
 
 def _check_rows(weights: Sequence[Sequence[float]], layers: Sequence[str], models: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from pydantic import ByteSize, Field, ValidationError
@@ -105,8 +104,3 @@ def merge_request(**fields: object) -> MergeRequest:
         given = "" if option == "models" else f" {first['input']}"
         option = {"models": "model"}.get(option, option).replace("_", "-")
         raise BadInput(f"--{option}{given}: {first['msg'][0].lower() + first['msg'][1:]}") from error
-
-
-def read_record(folder: Path) -> MergeRecord:
-    """The `recall.json` of a merged model."""
-    return MergeRecord.model_validate(json.loads((folder / "recall.json").read_text(encoding="utf-8")))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -136,10 +135,15 @@ def _vocabulary(folder: Path) -> dict[str, Any] | None:
     path = folder / "tokenizer.json"
     if not path.is_file():
         return None
-    content = json.loads(path.read_text(encoding="utf-8"))
-    words, merges = content["model"].get("vocab", {}), content["model"].get("merges") or []
-    tokens = dict(words) if isinstance(words, dict) else {str(word): number for number, word in enumerate(words)}
-    # Versions of tokenizers write a merge as "a b" or as ["a", "b"].
-    joined = (merge if isinstance(merge, str) else " ".join(merge) for merge in merges)
-    numbered = {f"merge of {merge}": number for number, merge in enumerate(joined)}
-    return tokens | numbered | {entry["content"]: entry["id"] for entry in content.get("added_tokens", [])}
+    content = read_json(path)
+    try:
+        words, merges = content["model"].get("vocab", {}), content["model"].get("merges") or []
+        tokens = dict(words) if isinstance(words, dict) else {str(word): number for number, word in enumerate(words)}
+        # Versions of tokenizers write a merge as "a b" or as ["a", "b"].
+        joined = (merge if isinstance(merge, str) else " ".join(merge) for merge in merges)
+        numbered = {f"merge of {merge}": number for number, merge in enumerate(joined)}
+        return tokens | numbered | {entry["content"]: entry["id"] for entry in content.get("added_tokens", [])}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise BadInput(
+            f"{path} holds no tokenizer ({type(error).__name__}: {one_line(error)}); copy it again"
+        ) from error

@@ -15,13 +15,13 @@ from typing import Any, cast
 import torch
 from peft import PeftModel
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from recall.errors import BadInput, one_line
 from recall.progress import track
+from recall.save_tensors import save_tensors
 
 # What a matrix of a given rank is kept as, behind its name.
 FACTOR, REST = ".factor", ".rest"
@@ -64,7 +64,7 @@ class Moments:
                 tensors[name] = gram_II
             else:
                 tensors[name + FACTOR], tensors[name + REST] = low_rank(gram_II, rank)
-        save_file(tensors, path, metadata={"moments": json.dumps(facts, sort_keys=True)})
+        save_tensors(tensors, path, metadata={"moments": json.dumps(facts, sort_keys=True)})
 
 
 def low_rank(gram_II: Tensor, rank: int) -> tuple[Tensor, Tensor]:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import torch
 
-from recall.errors import Failed
+from recall.errors import BadInput, Failed
 from recall.loaded_models import loaded
 from recall.merge_settings import MOMENTS_FILE
+from recall.model_classes import read_config
 from recall.model_sources import find_models
 from recall.moments import second_moments
 from recall.prompts import read_samples
@@ -22,10 +23,14 @@ def keep_moments(
     `rank`: see `recall.moments.Moments.save`.
 
     Raises:
-        BadInput: the model or the samples cannot be used.
+        BadInput: the model or the samples cannot be used; an encoder-decoder cannot.
         Failed: the file cannot be written.
     """
     (checkpoint,) = find_models([model])
+    if read_config((checkpoint.base or checkpoint).folder).is_encoder_decoder:
+        raise BadInput(
+            f"model {model} is an encoder-decoder, whose moments are not taken; merge it by another --method"
+        )
     prompts = [sample.read for sample in read_samples(samples)]
     path = out or checkpoint.folder / MOMENTS_FILE
     with loaded(checkpoint, torch.float32) as (network, tokenizer):

@@ -164,7 +164,8 @@ def _depth(result: StreamResult, number: int) -> LineChart:
         for column, model in enumerate(merge.models[:-1])
     ]
     short = [str(layer) for layer in range(len(merge.layers))]
-    return line_chart(_update_title(result, number), merge.layers, series, 0.0, 1.0, short=short)
+    low = -1.0 if any(value is not None and value < 0 for _, _, values in series for value in values) else 0.0
+    return line_chart(_update_title(result, number), merge.layers, series, low, 1.0, short=short)
 
 
 def _model_legend(result: StreamResult, number: int) -> list[tuple[str, str]]:

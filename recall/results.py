@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Frozen(BaseModel):
-    """An immutable record that reads back from JSON as it was written."""
+    """An immutable record or settings model: reads back from JSON as it was written, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

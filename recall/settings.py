@@ -10,22 +10,17 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from recall.learning_tasks import TaskSpec
 from recall.merge_settings import Baseline, MergingSettings
 from recall.promotion_settings import PromotionSettings
+from recall.results import Frozen
 from recall.runner_settings import RunnerSettings
 from recall.seeds import SEEDS
 
 # What else lies in the data folder.
 RESERVED_NAMES = ("base_model", "sources", "profiles")
-
-
-class Frozen(BaseModel):
-    """A settings model: immutable, and an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class LoraSettings(Frozen):
@@ -172,7 +167,7 @@ class StreamSettings(Frozen):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the registered model's name in MLflow")
     learning_tasks: list[str] = Field(min_length=1)
-    unseen: list[str] = []
+    unseen: list[str] = Field(default=[])
 
     @model_validator(mode="after")
     def _not_a_ledger(self) -> StreamSettings:
@@ -215,7 +210,7 @@ class Settings(Frozen):
     evaluation: EvaluationSettings = EvaluationSettings()
     merging: MergingSettings = MergingSettings()
     promotion: PromotionSettings = PromotionSettings()
-    baselines: list[Baseline] = ["sequential", "average"]
+    baselines: list[Baseline] = Field(default=["sequential", "average"])
     threads: int = Field(
         0, ge=0, description="CPU threads of torch; 0 takes one for every core that this process may use"
     )

@@ -239,7 +239,9 @@ def _to_row(record: Mapping[str, Any], source: HubSource | PathSource, spec: Tas
         raise BadInput(f"{where}: the templates ask for {error}, and the record has {columns}") from error
     except ValidationError as error:
         problem = error.errors()[0]
-        raise BadInput(f"{where}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from error
+        raise BadInput(
+            f"{where}: {'.'.join(map(str, problem['loc']))}: {problem['msg'].removeprefix('Value error, ')}"
+        ) from error
     allowed = answers(row, spec)
     if allowed and row.target not in allowed:
         raise BadInput(f"{where}: target {row.target!r} is not one of {', '.join(allowed)}; map it with target_names")

@@ -20,8 +20,6 @@ from recall.standings import best_methods, headings, method_names, points, summa
 from recall.text_files import write_text
 from recall.verdict import verdict
 
-__all__ = ["table", "title", "to_json", "verdict", "write_metric_files"]
-
 
 def table(result: StreamResult) -> Table:
     """What each method reached at the end of the stream; the best method of each column is bold.

@@ -18,7 +18,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from recall.checkpoints import check_plain_names
+from recall.checkpoints import shards_named
 from recall.errors import BadInput, Failed, one_line
 
 SHARD_BYTES = 5_000_000_000
@@ -98,16 +98,11 @@ def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a checkpoint or an adapter: those that its index names, or all that are there.
 
     Raises:
-        BadInput: there are none, or one that the index names is missing.
+        BadInput: there are none, the index is damaged, or one that it names is missing.
     """
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        named = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        check_plain_names(index, named)
-        missing = [name for name in named if not (folder / name).is_file()]
-        if missing:
-            raise BadInput(f"{index} names {missing[0]}, which is not there; copy the checkpoint again")
-        return [folder / name for name in named]
+        return [folder / name for name in shards_named(index)]
     for single in ("model.safetensors", "adapter_model.safetensors"):
         if (folder / single).is_file():
             return [folder / single]

@@ -9,8 +9,8 @@ from recall.settings import WeightingSettings
 from tasks.refs import CheckpointRef, RepresentationsRef, SamplesRef, SplitRef, WeightsRef
 from tasks.stage import Job, stage
 
-# Of forward passes for the loss; neither changes it.
-BATCH, MAX_TOKENS = 16, 512
+# Of forward passes for the loss; but for the order of its sums it changes nothing.
+BATCH = 16
 
 
 @stage(kind="weights", ref=WeightsRef)
@@ -62,10 +62,12 @@ def weigh_by_loss(
     samples: SamplesRef,
     train: SplitRef,
     temperature: float,
+    max_tokens: int,
 ) -> dict[str, Any]:
     """LM-Cocktail's weights: by each model's loss on the typical samples' answers.
 
-    Samples that are no training rows have none; there it is the loss on all their text.
+    Samples that are no training rows have none; there it is the loss on all their text. Beyond `max_tokens` a prompt
+    is cut on the left.
     """
     import numpy as np
     import torch
@@ -82,7 +84,7 @@ def weigh_by_loss(
     for name, member in zip(names, pool, strict=True):
         with loaded(member.checkpoint(), torch.float32) as (model, tokenizer):
             what = f"loss of {name}, {job.label}"
-            losses.append(mean_loss(model, tokenizer, rows, batch_size=BATCH, max_tokens=MAX_TOKENS, what=what))
+            losses.append(mean_loss(model, tokenizer, rows, batch_size=BATCH, max_tokens=max_tokens, what=what))
     layers = checkpoint_layers(pool[0].checkpoint()).count + 1
     _write(job, pool, names, by_loss(np.array(losses), temperature, layers).tolist(), [], [])
     return {}

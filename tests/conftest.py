@@ -1,6 +1,8 @@
 """Tiny models and a tokenizer, made once: no network, no real weights."""
 
 import gc
+import resource
+from contextlib import contextmanager
 
 import pytest
 import tiny
@@ -67,3 +69,19 @@ def tiny_gpt2_folder(tmp_path_factory, tiny_tokenizer):
     GPT2LMHeadModel(GPT2Config(vocab_size=len(tiny_tokenizer), **shape, **ends)).save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def files_of_at_most():
+    """A context in which the system refuses this process every byte of a file beyond so many, as a full disk would."""
+
+    @contextmanager
+    def limited(size):
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limited

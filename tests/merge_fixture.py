@@ -9,6 +9,8 @@ from safetensors.torch import load_file
 from tiny import adapter, llama, load
 from typer.testing import CliRunner
 
+from recall.merge_request import MergeRecord
+
 LAYERS = ["embeddings", "model.layers.0", "model.layers.1", "model.layers.2"]
 TEXTS = ["one two", "a longer text than that", "three", "four and five", "six", "seven eight nine", "ten", "more words"]
 
@@ -74,6 +76,11 @@ def refused(models, out, *arguments, code=2):
     assert set(out.parent.iterdir()) == before, "something was left behind"
     (sentence,) = [line for line in done.stderr.splitlines() if line.startswith("recall: ")]
     return sentence
+
+
+def read_record(folder):
+    """The `recall.json` of a merged model."""
+    return MergeRecord.model_validate_json((folder / "recall.json").read_text())
 
 
 def tensors(folder):

@@ -60,12 +60,12 @@ def alone(folder, tiny_model_folder):
 
 def test_two_processes_train_what_one_does_with_steps_of_two_batches(folder, alone, tiny_model_folder):
     """Equal up to the order of float32 sums, as the gradients are those of the same tokens."""
-    both = adapter(folder, tiny_model_folder, "both", launch("--multi_gpu"))
+    both = adapter(folder, tiny_model_folder, "both", launch("--multi_gpu"), "--work", "kept")
     assert both.keys() == alone.keys()
     for name, tensor in alone.items():
         torch.testing.assert_close(both[name], tensor, rtol=1e-3, atol=1e-4)
     assert any(tensor.abs().max() > 0 for name, tensor in both.items() if "lora_B" in name)
-    last = folder / "both.work" / "checkpoint-6"
+    last = folder / "kept" / "checkpoint-6"
     assert (last / "rng_state_1.pth").is_file(), "the second process ran"
     assert (last / "complete.json").is_file()
 

@@ -48,7 +48,8 @@ def in_sequence(new_project):
     (project.folder / "heldout.jsonl").write_text("\n".join(lines) + "\n")
     # Half way SLERP is the average, where models are as near as these.
     sampling = {"source": "heldout", "file": "heldout.jsonl", "clusters": 5}
-    use(project, [*MERGING, *TRAINING], merging={"fraction": 0.3}, sampling=sampling)
+    sections = {"merging": {"fraction": 0.3}, "representations": {"max_tokens": 32}}
+    use(project, [*MERGING, *TRAINING], sampling=sampling, **sections)
     project.result = project.run()
     return project
 
@@ -158,6 +159,8 @@ def test_lm_cocktail_weighs_by_the_losses_that_it_found(in_sequence):
     np.testing.assert_allclose(np.sum(rows, axis=1), 1)
     assert rows[0] == rows[-1]
     assert rows[0][0] != rows[0][1]
+    (made,) = (found for found in manifests(in_sequence, "weights").values() if "temperature" in found["inputs"])
+    assert made["inputs"]["max_tokens"] == 32
 
 
 def test_regmean_keeps_moments_of_every_expert(in_sequence):

@@ -268,8 +268,10 @@ def test_an_mlflow_store_that_cannot_be_used(folder, monkeypatch):
 
 def test_debug_shows_the_traceback(folder):
     done = CliRunner().invoke(app, ["run", "--debug", "--config", "nowhere.yaml"])
-    assert done.exception is not None
-    assert "nowhere.yaml cannot be read" in str(done.exception)
+    assert done.exit_code == 2
+    assert "Traceback (most recent call last)" in done.stderr
+    assert "BadInput: " in done.stderr
+    assert "nowhere.yaml cannot be read" in done.stderr
 
 
 @pytest.mark.parametrize("command", [[], ["run"]])

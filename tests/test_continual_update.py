@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import fill_disk
 import pytest
 from mlflow import MlflowClient
 from prefect.artifacts import Artifact
@@ -208,7 +209,12 @@ def test_a_failure_in_a_stage_is_one_sentence(new_project):
     """A disk that is full when the expert is written: no traceback, exit code 1, and the next run goes on."""
     project = new_project("failing")
     script = Path(__file__).parent / "fill_disk.py"
-    done = project.forked(script, "run", expect=1)
+    done = subprocess.run(
+        [sys.executable, script, "run"], cwd=project.folder, env=project.environment, capture_output=True, text=True
+    )
+    if done.returncode == fill_disk.NO_NAMESPACE:
+        pytest.skip("this machine lets nobody mount a file system in a namespace")
+    assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
     assert "recall: experts cannot be written to the store" in done.stderr
     assert "No space left on device" in done.stderr

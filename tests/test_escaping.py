@@ -8,6 +8,8 @@ from markdown_it import MarkdownIt
 from test_report import Page, named
 
 from flows import outputs
+from recall.gates import Verdict
+from recall.gates_table import markdown
 from recall.markdown import code, escaped
 from recall.merge_request import MergeRecord
 from recall.model_card import model_card
@@ -24,11 +26,20 @@ EVIL = [
     "**bold** _and_ ~~gone~~",
     "&lt;b&gt;",
     "[/] [red]",
+    "# heading",
+    "- item",
+    "+ item",
+    "1. one",
+    "2) two",
+    "---",
+    "===",
+    "> quoted",
+    "~~~ code",
 ]
 
 
-def rendered(markdown):
-    html = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).render(markdown)
+def rendered(text):
+    html = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"]).render(text)
     return Page(f"<html>{html}</html>")
 
 
@@ -41,6 +52,21 @@ def test_in_markdown_it_is_the_same_text_and_no_more(text):
     page = rendered(f"# {escaped(text)}\n\n| {escaped(text)} |\n|---|\n| {escaped(text)} |\n")
     assert {tag for tag, _ in page.elements} == {"html", "h1", "table", "thead", "tr", "th", "tbody", "td"}
     assert [word for word in map(words, page.words) if word] == [words(text)] * 3
+
+
+@pytest.mark.parametrize("text", EVIL)
+def test_at_the_start_of_a_line_it_is_a_paragraph(text):
+    page = rendered(f"above\n{escaped(text)}\n\n{escaped(text)}\n")
+    assert {tag for tag, _ in page.elements} == {"html", "p"}
+    assert [line for line in words("".join(page.words)).split("above") if line] == [f" {words(text)} {words(text)}"]
+
+
+@pytest.mark.parametrize("text", EVIL)
+def test_in_a_verdict_on_prefects_pages_it_is_text(text):
+    given = Verdict(version=text, champion=None, outcome="fail", refusals=[text], gates=[], confidence=0.95,
+                    resamples=1, seed=0)  # fmt: skip
+    elements = {tag for tag, _ in rendered(markdown(text, given)).elements}
+    assert elements == {"html", "h1", "p", "table", "thead", "tr", "th"}
 
 
 @pytest.mark.parametrize("text", EVIL)

@@ -127,7 +127,28 @@ def test_a_prompt_that_is_too_long_is_cut_on_the_left(loaded):
     assert scorer.log_likelihoods([cut])[0] == pytest.approx(scorer.log_likelihoods([cut, whole])[0], abs=1e-3)
 
 
-def test_two_evaluations_agree_to_the_bit(loaded):
-    rows = [Row(id=prompt, prompt=prompt, target="good") for prompt in PROMPTS]
-    assert classify(loaded, rows) == classify(loaded, rows)
-    assert evaluate(*loaded, rows, TRANSLATION, SETTINGS) == evaluate(*loaded, rows, TRANSLATION, SETTINGS)
+def harness_split(tokenizer, context, continuation):
+    """`_encode_pair` of lm-evaluation-harness, written down from its description."""
+    spaces = len(context) - len(context.rstrip())
+    if spaces > 0:
+        continuation = context[-spaces:] + continuation
+        context = context[:-spaces]
+    start = len(tokenizer(context).input_ids)
+    whole = tokenizer(context + continuation).input_ids
+    return whole[:start], whole[start:]
+
+
+@pytest.mark.parametrize("prompt", ["the film was", "the film was ", "the film was  \n", "a"])
+def test_prompt_and_answer_are_parted_where_the_harness_parts_them(loaded, prompt):
+    _, tokenizer = loaded
+    (found,) = encode(tokenizer, [prompt], [["good", "b"]], 64)
+    for answer, ids in zip(["good", "b"], found.answers, strict=True):
+        assert (found.prompt, ids) == harness_split(tokenizer, prompt, f" {answer}")
+
+
+def test_a_prompt_to_go_on_from_keeps_the_space_at_its_end(loaded):
+    _, tokenizer = loaded
+    (found,) = encode(tokenizer, ["the film was "], [[]], 64)
+    assert tokenizer.decode(found.prompt) == "the film was "
+    (blank,) = encode(tokenizer, [" "], [["good"]], 64)
+    assert blank.prompt

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 
 from recall.answer_logits import CHUNK, LogitReader
 from recall.checkpoints import Checkpoint, check_checkpoint
+from recall.errors import Failed
 from recall.evaluation import evaluate
-from recall.finetuning import finetune
+from recall.finetuning import _digest, _last_complete, finetune
 from recall.learning_tasks import Row, TaskSpec
 from recall.loading import load_model, load_tokenizer
 from recall.settings import EvaluationSettings, FinetuningSettings, LoraSettings
@@ -179,6 +181,40 @@ def test_a_checkpoint_of_other_rows_is_not_resumed(undisturbed, tiny_model_folde
     run(tiny_model_folder, tmp_path / "out", tmp_path / "work", rows=other)
     run(tiny_model_folder, tmp_path / "fresh", tmp_path / "fresh_work", rows=other)
     assert weights(tmp_path / "out") == weights(tmp_path / "fresh")
+
+
+def test_a_checkpoint_of_another_base_is_not_resumed(undisturbed, tiny_model_folder, tmp_path, tiny_tokenizer):
+    """Its shapes fit, so nothing but the digest tells them apart."""
+    other = shutil.copytree(tiny_model_folder, tmp_path / "other")
+    moved = {name: tensor + 0.1 for name, tensor in load_file(other / "model.safetensors").items()}
+    save_file(moved, other / "model.safetensors", metadata={"format": "pt"})
+    keep_checkpoints(undisturbed[2], tmp_path / "work", STEPS - 2)
+    run(other, tmp_path / "out", tmp_path / "work")
+    run(other, tmp_path / "fresh", tmp_path / "fresh_work")
+    assert weights(tmp_path / "out") == weights(tmp_path / "fresh")
+
+
+def test_nor_is_one_of_another_number_of_processes(undisturbed, tiny_model_folder, tmp_path, monkeypatch):
+    """Their steps are of other batches."""
+
+    def found():
+        return _last_complete(tmp_path / "work", _digest(Checkpoint(tiny_model_folder), ROWS, SETTINGS, None))
+
+    keep_checkpoints(undisturbed[2], tmp_path / "work", STEPS)
+    assert found() == tmp_path / "work" / f"checkpoint-{STEPS}"
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert found() is None
+
+
+@pytest.mark.parametrize(("share", "error"), [(0.5, OSError), (1.5, Failed)])
+def test_a_disk_that_fills_up_is_no_error_of_a_library(
+    undisturbed, tiny_model_folder, tmp_path, files_of_at_most, share, error
+):
+    """The adapter of a checkpoint, whose library says it one way, and its optimiser's state, twice as large."""
+    size = (undisturbed[1] / "adapter_model.safetensors").stat().st_size
+    with files_of_at_most(int(share * size)), pytest.raises(error, match=r"File too large|free its disk"):
+        run(tiny_model_folder, tmp_path / "out", tmp_path / "work")
+    assert not (tmp_path / "out").exists()
 
 
 def killed_when(moment, *arguments):

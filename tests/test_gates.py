@@ -8,7 +8,7 @@ from scipy.stats import bootstrap
 
 from recall.errors import Failed
 from recall.gates import RowScores, bounds, judge
-from recall.gates_table import in_markdown, markdown
+from recall.gates_table import markdown
 from recall.promotion_settings import PromotionSettings
 
 RNG = np.random.default_rng(0)
@@ -172,5 +172,4 @@ def test_models_scored_on_different_rows_are_not_compared():
 
 
 def test_what_comes_from_outside_is_escaped_on_prefects_pages():
-    assert in_markdown("a|b\n[x](http://y) <b>") == r"a\|b \[x\]\(http://y\) \<b\>"
-    assert r"\<script\>" in markdown("tiny", verdict({"one": answers(0.9)}, refusals=["it is <script>"]))
+    assert "it is &lt;script&gt;" in markdown("tiny", verdict({"one": answers(0.9)}, refusals=["it is <script>"]))

@@ -56,6 +56,9 @@ def test_rows_come_back_in_the_files_order(tmp_path: Path) -> None:
         (row(1), "row 2: id '1' was used before"),
         (row(2, "neutral"), "row 2: target 'neutral' is not one of negative, positive"),
         ([1], "row 2: row: Input should be a valid dictionary"),
+        (row(2, choices=["positive", ""]), "row 2: choices: an answer to choose is empty"),
+        (row(2, choices=["positive", " \n"]), "row 2: choices: an answer to choose is empty"),
+        (row(2, choices=["a", "positive", "a"]), "row 2: choices: 'a' is there twice"),
     ],
 )
 def test_a_malformed_row_is_named_by_its_number(tmp_path: Path, second: object, message: str) -> None:
@@ -115,9 +118,24 @@ def test_a_metric_must_fit_the_kind(kind: str) -> None:
                 TaskSpec.model_validate(values)
 
 
-@pytest.mark.parametrize("labels", [None, ["same", "same"]])
-def test_a_classification_needs_two_different_labels(labels: list[str] | None) -> None:
-    with pytest.raises(ValidationError, match="at least two different labels"):
+def test_without_a_learning_task_any_target_is_allowed_but_a_rows_own_choices_count(tmp_path: Path) -> None:
+    file = write(tmp_path / "train.jsonl", row(1, "anything"), row(2, choices=["negative"]))
+    with pytest.raises(BadInput, match="row 2: target 'positive' is not one of negative"):
+        read_rows(file)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (None, "at least two different labels"),
+        (["one"], "at least two different labels"),
+        (["same", "same"], "'same' is there twice"),
+        (["a", "b", "a"], "'a' is there twice"),
+        (["a", ""], "an answer to choose is empty"),
+    ],
+)
+def test_a_classification_needs_two_different_labels(labels: list[str] | None, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         TaskSpec(kind="classification", metric="accuracy", labels=labels, source={})
 
 

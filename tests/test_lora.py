@@ -112,13 +112,14 @@ def test_a_stray_tensor_in_an_adapter_is_refused(tmp_path):
         newest_alone([base, expert], tmp_path / "out")
 
 
-def test_a_factor_without_its_other_half_is_refused(tmp_path):
+@pytest.mark.parametrize("half", ["lora_A", "lora_B"])
+def test_a_factor_without_its_other_half_is_refused(tmp_path, half):
     base = llama(tmp_path / "base")
     expert = made_with(tmp_path / "adapter", base)
     file = expert.folder / "adapter_model.safetensors"
-    kept = {name: tensor for name, tensor in load_file(file).items() if "layers.0.mlp.down_proj.lora_B" not in name}
+    kept = {name: tensor for name, tensor in load_file(file).items() if f"layers.0.mlp.down_proj.{half}" not in name}
     save_file(kept, file, metadata={"format": "pt"})
-    with pytest.raises(BadInput, match=r"lacks .*layers\.0\.mlp\.down_proj\.lora_B\.weight"):
+    with pytest.raises(BadInput, match=rf"lacks .*layers\.0\.mlp\.down_proj\.{half}\.weight"):
         newest_alone([base, expert], tmp_path / "out")
 
 

@@ -6,13 +6,12 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from merge_fixture import merged, refused, spoilt, tensors, write_weights
+from merge_fixture import merged, read_record, refused, spoilt, tensors, write_weights
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from tiny import adapter, llama, load
 
 from recall.checkpoints import Checkpoint
-from recall.merge_request import read_record
 
 
 def test_adapters_are_merged_over_the_base_that_they_name(pool, tmp_path):

@@ -1,14 +1,20 @@
 """What `recall merge` refuses: one sentence, an exit code, and nothing left behind."""
 
 import json
+import multiprocessing
+import os
 import shutil
+import signal
 
 import pytest
+from architectures import ARCHITECTURES
 from merge_fixture import merged, refused, spoilt, tensors, write_samples, write_weights
 from safetensors.torch import save_file
 from tiny import llama
+from typer.testing import CliRunner
 
-import recall.tensor_files
+from flows.cli import app
+from recall.merge_job import _publishing
 
 
 def test_another_architecture(pool, weights, tmp_path, tiny_gpt2_folder):
@@ -68,6 +74,30 @@ def test_an_index_that_names_a_missing_shard(pool, weights, tmp_path):
     (other / "model.safetensors.index.json").write_text(json.dumps(index))
     sentence = refused([pool / "base", other], tmp_path / "out", "--weights", weights)
     assert "names model-00002-of-00002.safetensors, which is not there" in sentence
+
+
+@pytest.mark.parametrize("content", [{}, {"weight_map": ["model.safetensors"]}, {"weight_map": {}}])
+def test_an_index_that_names_nothing(pool, weights, tmp_path, content):
+    other = spoilt(pool, tmp_path)
+    (other / "model.safetensors.index.json").write_text(json.dumps(content))
+    sentence = refused([pool / "base", other], tmp_path / "out", "--weights", weights)
+    assert "model.safetensors.index.json names no file of weights" in sentence
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('{"model": {"vocab": {"a"', "is not JSON"),
+        ("{}", "holds no tokenizer (KeyError"),
+        ('{"model": []}', "holds no tokenizer (AttributeError"),
+        ('{"model": {"merges": [3]}}', "holds no tokenizer (TypeError"),
+    ],
+)
+def test_a_tokenizer_that_is_cut_short_or_garbage(pool, weights, tmp_path, content, words):
+    other = spoilt(pool, tmp_path)
+    (other / "tokenizer.json").write_text(content)
+    sentence = refused([pool / "base", other], tmp_path / "out", "--weights", weights)
+    assert f"{other / 'tokenizer.json'} {words}" in sentence
 
 
 @pytest.mark.parametrize(
@@ -145,15 +175,12 @@ def test_a_folder_that_is_there_already_is_left_alone(pool, weights, tmp_path):
 
 
 @pytest.mark.parametrize("options", [(), ("--as-adapter",)])
-def test_a_disk_that_fills_up_while_writing(pool, tmp_path, monkeypatch, options):
-    def full(*_, **__):
-        raise OSError(28, "No space left on device")
-
+def test_a_disk_that_fills_up_while_writing(pool, tmp_path, files_of_at_most, options):
     models = [pool / "base", pool / "lora1"]
     rows = write_weights(tmp_path / "w.json", [[0.5, 0.5]] * 4)
-    monkeypatch.setattr(recall.tensor_files.os, "pwrite", full)
-    monkeypatch.setattr("recall.as_adapter.save_file", full)
-    assert "No space left on device" in refused(models, tmp_path / "out", "--weights", rows, *options, code=1)
+    with files_of_at_most(1000):
+        sentence = refused(models, tmp_path / "out", "--weights", rows, *options, code=1)
+    assert "File too large" in sentence
 
 
 def test_a_disk_that_has_no_room_is_seen_before_anything_is_read(pool, weights, tmp_path, monkeypatch):
@@ -197,3 +224,36 @@ def test_tokenizers_without_a_tokenizer_json_are_compared_by_their_files(pool, w
         (model / "tokenizer.json").unlink()
         (model / "vocab.json").write_text(json.dumps({"a": number}))
     assert "the tokenizers differ: vocab.json" in refused(models, tmp_path / "out", "--weights", weights)
+
+
+def killed_while_writing(out):
+    """A merge that gets the signal no process survives once it has written some of its output."""
+    with _publishing(out) as partial:
+        (partial / "model.safetensors").write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_what_a_killed_merge_left_goes_with_the_next_one(pool, weights, tmp_path):
+    process = multiprocessing.get_context("fork").Process(target=killed_while_writing, args=(tmp_path / "out",))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert (tmp_path / ".out.partial" / "model.safetensors").read_bytes() == b"half"
+    merged([pool / "base", pool / "expert1"], tmp_path / "out", "--weights", weights)
+    assert {path.name for path in tmp_path.iterdir()} == {"out", weights.name}
+
+
+def test_a_merge_that_another_process_is_at_is_left_alone(pool, weights, tmp_path):
+    with _publishing(tmp_path / "out") as partial:
+        (partial / "model.safetensors").write_bytes(b"theirs")
+        sentence = refused([pool / "base", pool / "expert1"], tmp_path / "out", "--weights", weights)
+        assert (partial / "model.safetensors").read_bytes() == b"theirs"
+    assert "out is being made by another process" in sentence
+
+
+def test_moments_of_an_encoder_decoder_are_refused(tmp_path):
+    model = ARCHITECTURES["t5"].save(tmp_path / "t5").folder
+    samples = write_samples(tmp_path / "s.jsonl", [{"text": "one two"}])
+    done = CliRunner().invoke(app, ["moments", "--model", str(model), "--samples", str(samples)])
+    assert done.exit_code == 2
+    assert "t5 is an encoder-decoder, whose moments are not taken" in " ".join(done.stderr.split())

@@ -7,14 +7,13 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from merge_fixture import LAYERS, merged, refused, tensors
+from merge_fixture import LAYERS, merged, read_record, refused, tensors
 from safetensors.torch import load_file
 from tiny import load
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import recall.tensor_files
 from recall.checkpoints import Checkpoint
-from recall.merge_request import read_record
 
 
 def test_weights_come_from_samples_and_the_folder_opens_and_generates(pool, samples, tmp_path):

@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 import torch
 from architectures import ARCHITECTURES
-from merge_fixture import TEXTS, merged, refused, write_samples
+from merge_fixture import TEXTS, merged, read_record, refused, write_samples
 from safetensors.torch import load_file, save_file
-
-from recall.merge_request import read_record
 
 READ_TEXT = ["bert", "roberta", "t5"]
 READ_INPUTS = ["vit", "wav2vec2", "whisper"]

@@ -5,14 +5,13 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from merge_fixture import TEXTS, merged, refused, tensors, write_samples, write_weights
+from merge_fixture import TEXTS, merged, read_record, refused, tensors, write_samples, write_weights
 from tiny import load
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 from flows.cli import app
 from recall.checkpoints import Checkpoint
-from recall.merge_request import read_record
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from sample_result import merge, sample_result
 from recall.charts import bar_chart, heat_map, line_chart, tens_around
 from recall.continual_metrics import average_accuracy
 from recall.errors import BadInput, Failed
-from recall.report import render, write_report
+from recall.report import _depth, render, write_report
 from recall.results import ScoreMatrix, StreamResult, UpdateResult
 from recall.verdict import verdict
 
@@ -205,3 +205,13 @@ def test_a_line_is_solid_where_measured_and_bridged_where_not() -> None:
 )
 def test_an_axis_has_whole_tens_around_its_values(values: list[float], expected: tuple[float, float]) -> None:
     assert tens_around(values) == expected
+
+
+def test_a_negative_cosine_is_drawn_within_its_chart() -> None:
+    result = sample_result()
+    update = result.updates[0]
+    below = [[-0.9, *row[1:]] for row in update.merge.similarities]
+    changed = update.model_copy(update={"merge": update.merge.model_copy(update={"similarities": below})})
+    chart = _depth(result.model_copy(update={"updates": [changed]}), 0)
+    assert all(chart.top <= dot.y <= chart.bottom for line in chart.lines for dot in line.dots)
+    assert all(tick.text.startswith(("0", "1")) for tick in _depth(result, 0).y_ticks), "without one it starts at 0"

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from test_evaluation import greedy_line, log_likelihood
-from transformers import MistralConfig, MistralForCausalLM
+from transformers import MistralConfig, MistralForCausalLM, OPTConfig, OPTForCausalLM
 
 from recall.answer_logits import LogitReader
 from recall.checkpoints import Checkpoint
@@ -78,6 +79,36 @@ def test_dropout_hits_each_row_apart(loaded, widths):
     widths.clear()
     reader.row_states(IDS_BT, CHOSEN_BT)
     assert widths == ([(3, 7)] if model.config.model_type == "gpt2" else [(1, 3), (3, 4)])
+
+
+def opt(**dropout):
+    """OPT's dropout is a function, not a module, and it has none on its attention."""
+    shape = {"vocab_size": 64, "hidden_size": 16, "ffn_dim": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return OPTForCausalLM(OPTConfig(**shape, word_embed_proj_dim=16, max_position_embeddings=32, **dropout)).eval()
+
+
+def test_dropout_by_a_function_hits_each_row_apart_too():
+    model = opt(dropout=0.5, attention_dropout=0.0)
+    reader = LogitReader(model)
+    assert reader.shares_prefixes
+    assert not model.training
+    model.train()
+    alike_BT = torch.tensor([[5, 6, 7, 8, 9]]).expand(2, -1)
+    one, other = reader.row_states(alike_BT, torch.tensor([[0, 0, 0, 0, 1]] * 2).bool())
+    assert not torch.equal(one, other), "one mask for both rows"
+
+
+def test_dropout_of_an_adapter_that_starts_at_zero_is_seen(tiny_model_folder):
+    plain = load_model(Checkpoint(tiny_model_folder), torch.float32)
+    assert not LogitReader(plain).draws_dropout
+    adapted = get_peft_model(plain, LoraConfig(r=2, lora_dropout=0.1, target_modules="all-linear"))
+    assert LogitReader(adapted).draws_dropout
+
+
+def test_to_look_for_dropout_leaves_the_random_numbers_as_they_were(loaded):
+    before = torch.get_rng_state()
+    LogitReader(loaded[0])
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_sliding_window_is_read_whole():

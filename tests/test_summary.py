@@ -14,8 +14,8 @@ from sample_result import RECALL, SEQUENTIAL, TASKS, sample_result
 
 from recall.errors import BadInput, Failed
 from recall.results import ScoreMatrix, StreamResult
-from recall.summary import table, to_json, verdict, write_metric_files
-from recall.verdict import noise
+from recall.summary import table, to_json, write_metric_files
+from recall.verdict import noise, verdict
 
 
 def shown(result: StreamResult) -> dict[str, list[str]]:
