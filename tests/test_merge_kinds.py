@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from recall.merge_request import read_record
 
 READ_TEXT = ["bert", "roberta", "t5"]
-READ_INPUTS = ["vit", "wav2vec2", "whisper"]
+READ_INPUTS = ["vit", "wav2vec2", "whisper", "whisper_classifier"]
 
 
 def two_models(folder, kind, tokenizer=None):
