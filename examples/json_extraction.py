@@ -42,16 +42,23 @@ LANGUAGES = {"french": "fr", "german": "de", "spanish": "es"}
 END, PAD = "<|end|>", "<|pad|>"
 FIRST_DAY, DAYS = datetime.date(1990, 1, 1), 40 * 365
 TEST_ROWS = 100
+SHAPE = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "initializer_range": 0.1,
+}
 
 
 def run(work: Path, quick: bool, seed: int) -> tuple[StreamResult, dict[str, int]]:
     """The base model, then the stream."""
-    base_rows = dates("en", 800 if quick else 3000, seed)
+    base_rows = dates("en", 1000 if quick else 2000, seed)
     base = work / "base"
     tokenizer = learned_tokenizer(base_rows)
     tokenizer.save_pretrained(base)
     pretrain(
-        new_model(tokenizer, seed), load_tokenizer(base), base_rows, epochs=4 if quick else 6, seed=seed
+        new_model(tokenizer, seed), load_tokenizer(base), base_rows, epochs=6 if quick else 8, seed=seed
     ).save_pretrained(base)
     train_rows = 200 if quick else 600
     rows = {name: dates(locale, train_rows + TEST_ROWS, seed) for name, locale in LANGUAGES.items()}
@@ -105,10 +112,9 @@ def learned_tokenizer(rows: list[Row]) -> PreTrainedTokenizerFast:
 def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
     """3 blocks of width 64 with random weights."""
     torch.manual_seed(seed)
-    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4}
     ends = {"bos_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id}
     return LlamaForCausalLM(
-        LlamaConfig(vocab_size=len(tokenizer), tie_word_embeddings=True, max_position_embeddings=512, **shape, **ends)
+        LlamaConfig(vocab_size=len(tokenizer), tie_word_embeddings=True, max_position_embeddings=512, **SHAPE, **ends)
     )
 
 

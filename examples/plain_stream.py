@@ -34,7 +34,7 @@ from recall.standings import headings, points, summary_rows
 from recall.summary import to_json, verdict
 
 METHODS = ("sequential", "average", "recall")
-CLUSTERS = 20
+CLUSTERS, BATCH = 20, 32
 Train = Callable[[str, Path, Path], None]
 Score = Callable[[str, Path], float]
 
@@ -100,13 +100,13 @@ def take_in(
 
 
 def classify(
-    stream: str, base: Path, tasks: Mapping[str, LearningTask], epochs: int, rate: float, seed: int
+    stream: str, base: Path, tasks: Mapping[str, LearningTask], steps: int, rate: float, seed: int
 ) -> StreamResult:
     """`take_in` for classifiers: every weight is fine-tuned, the score is accuracy."""
 
     def train(name: str, start: Path, out: Path) -> None:
         model = cast(PreTrainedModel, load_model(Checkpoint(start), torch.float32))
-        fit(model, tasks[name].train, epochs, rate, seed)
+        fit(model, tasks[name].train, steps, rate, seed)
         model.save_pretrained(out)
         copy_side_files(start, out)
 
@@ -117,21 +117,19 @@ def classify(
     return take_in(stream, base, {name: task.samples for name, task in tasks.items()}, "accuracy", train, score)
 
 
-def fit(model: PreTrainedModel, data: Batch, epochs: int, rate: float, seed: int, batch_size: int = 32) -> None:
-    """AdamW with a warm-up and a linear decay, on the loss that the model itself computes."""
+def fit(model: PreTrainedModel, data: Batch, steps: int, rate: float, seed: int) -> None:
+    """AdamW with a warm-up and a linear decay, on random batches and the loss that the model itself computes."""
     torch.manual_seed(seed)
     model.train()
-    steps = epochs * -(-len(data.labels) // batch_size)
     optimiser = torch.optim.AdamW(model.parameters(), lr=rate)
     schedule = get_linear_schedule_with_warmup(optimiser, steps // 10, steps)
-    for _ in range(epochs):
-        for chosen in torch.randperm(len(data.labels)).split(batch_size):
-            batch = data.rows(chosen)
-            model(**batch.inputs, labels=batch.labels).loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimiser.step()
-            optimiser.zero_grad()
-            schedule.step()
+    for _ in range(steps):
+        batch = data.rows(torch.randperm(len(data.labels))[:BATCH])
+        model(**batch.inputs, labels=batch.labels).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        optimiser.zero_grad()
+        schedule.step()
 
 
 @torch.inference_mode()

@@ -30,7 +30,14 @@ VOICES = {
     "scottish_man": ("en-gb-scotland+m2", "en-gb-scotland+m4"),
     "whisperers": ("en-gb-x-rp+whisper", "en-gb-x-rp+whisperf"),
 }
-SAMPLE_RATE, BANDS, FRAMES = 16_000, 40, 100
+SAMPLE_RATE, HOP, BANDS = 16_000, 320, 40
+SHAPE = {
+    "d_model": 64,
+    "encoder_layers": 3,
+    "encoder_attention_heads": 4,
+    "encoder_ffn_dim": 128,
+    "init_std": 0.1,
+}
 # Of speak_lib.h.
 SYNCHRONOUS, RATE, PITCH, CHARACTERS, UTF8 = 2, 1, 3, 1, 1
 
@@ -38,15 +45,15 @@ SYNCHRONOUS, RATE, PITCH, CHARACTERS, UTF8 = 2, 1, 3, 1, 1
 def run(work: Path, quick: bool, seed: int) -> tuple[StreamResult, dict[str, int]]:
     """The base model, then the stream."""
     speaker, draw = Speaker(), np.random.default_rng(seed)
-    repeats, epochs = (12, 10) if quick else (30, 15)
+    repeats = 15 if quick else 30
     model = new_model(seed)
-    fit(model, spoken(speaker, MALE, repeats, draw), epochs=epochs, rate=1e-3, seed=seed)
+    fit(model, spoken(speaker, MALE, repeats, draw), steps=150 if quick else 400, rate=2e-3, seed=seed)
     model.save_pretrained(work / "base")
     tasks = {}
     for name, voices in VOICES.items():
         train, test = spoken(speaker, voices, repeats, draw), spoken(speaker, voices, 15, draw)
         tasks[name] = LearningTask(train, test, save_inputs(train, work / f"{name}.safetensors"))
-    result = classify("spoken digits", work / "base", tasks, epochs=epochs, rate=1e-3, seed=seed)
+    result = classify("spoken digits", work / "base", tasks, steps=40 if quick else 80, rate=1e-3, seed=seed)
     return result, {name: len(task.test.labels) for name, task in tasks.items()}
 
 
@@ -59,7 +66,7 @@ def spoken(speaker: Speaker, voices: tuple[str, ...], repeats: int, draw: np.ran
         for turn in range(repeats)
         for word in WORDS
     ]
-    extractor = WhisperFeatureExtractor(feature_size=BANDS, sampling_rate=SAMPLE_RATE, chunk_length=1)
+    extractor = WhisperFeatureExtractor(feature_size=BANDS, sampling_rate=SAMPLE_RATE, hop_length=HOP, chunk_length=1)
     features = extractor(sounds, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features
     return Batch({"input_features": features}, torch.arange(len(WORDS)).repeat(repeats))
 
@@ -67,8 +74,9 @@ def spoken(speaker: Speaker, voices: tuple[str, ...], repeats: int, draw: np.ran
 def new_model(seed: int) -> WhisperForAudioClassification:
     """Whisper's encoder with 3 blocks of width 64 and a classifier, with random weights."""
     torch.manual_seed(seed)
-    shape = {"d_model": 64, "encoder_layers": 3, "encoder_attention_heads": 4, "encoder_ffn_dim": 128}
-    config = WhisperConfig(num_mel_bins=BANDS, max_source_positions=FRAMES // 2, num_labels=len(WORDS), **shape)
+    config = WhisperConfig(
+        num_mel_bins=BANDS, max_source_positions=SAMPLE_RATE // HOP // 2, num_labels=len(WORDS), **SHAPE
+    )
     return WhisperForAudioClassification(config)
 
 
