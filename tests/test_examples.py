@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.example
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 # What a model that has learned nothing scores, whatever it answers; of the dates, the commonest value in every field.
 CHANCE = {"encoder_classifier": 1 / 2, "json_extraction": 0.05, "rotated_digits": 1 / 10, "spoken_words": 1 / 10}
