@@ -6,13 +6,17 @@ READY := $(VENV)/.ready
 PYTEST := python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 export PATH := $(BIN):$(PATH)
 
-.PHONY: setup data run test test-slow test-nightly test-server chaos lint types check clean
+.PHONY: setup data run test test-examples test-slow test-nightly test-server chaos lint types check clean
 
 run: data
 	recall run
 
 test: setup
-	$(PYTEST) -m "not slow and not nightly and not server"
+	$(PYTEST) -m "not slow and not nightly and not server and not example"
+
+# Every file of examples/, run small.
+test-examples: setup
+	$(PYTEST) -m example -rs
 
 # The whole flow killed in every stage, grown, moved to another machine, and with every baseline.
 test-slow: setup

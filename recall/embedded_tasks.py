@@ -67,14 +67,20 @@ def _equal_classes(rows: Collection[Row], most: int) -> list[Row]:
     return _balanced(rows, min(most, len(counts) * min(counts.values(), default=0)))
 
 
-def _reviews(source: str, prompt: str, names: tuple[str, ...]) -> Builder:
-    """Reviews that people rated from -4 to 4; `names`: the labels of negative, perhaps neutral, and positive means."""
+def reviews(source: str, prompt: str, names: tuple[str, ...], words: range = REVIEW_WORDS) -> Builder:
+    """Texts that people rated from -4 to 4; `names`: the labels of negative, perhaps neutral, and positive means.
+
+    Args:
+        source: a table of `hutto_ICWSM_2014/` in the vaderSentiment source distribution: reviews, tweets, editorials.
+        prompt: a template with `{text}`.
+        words: how many a text may have.
+    """
 
     def build(file: Path, most: Mapping[Split, int]) -> Rows:
         rows: dict[Split, dict[str, Row]] = {split: {} for split in SPLITS}
         for number, rating, text in _rated_texts(file, source):
             label = _label(rating, names)
-            if label is None or len(text.split()) not in REVIEW_WORDS:
+            if label is None or len(text.split()) not in words:
                 continue
             same = re.sub(r"\W+", " ", text.casefold()).strip()
             rows[split_of(same)].setdefault(same, Row(id=number, prompt=prompt.format(text=text), target=label))
@@ -208,7 +214,7 @@ _NAMED = (
 )
 EMBEDDED: dict[str, Embedded] = {
     "product_reviews": Embedded(
-        _reviews(
+        reviews(
             "amazonReviewSnippets_GroundTruth.txt",
             "Is this product review negative, neutral or positive?\nReview: {text}\nSentiment:",
             ("negative", "neutral", "positive"),
@@ -217,7 +223,7 @@ EMBEDDED: dict[str, Embedded] = {
         _RATED,
     ),
     "film_reviews": Embedded(
-        _reviews(
+        reviews(
             "movieReviewSnippets_GroundTruth.txt",
             "A critic wrote: {text}\nQuestion: Is the film bad or good?\nAnswer:",
             ("bad", "good"),

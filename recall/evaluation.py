@@ -14,14 +14,14 @@ from recall.learning_tasks import Row, TaskSpec, answers
 from recall.likelihood import AnswerScorer
 from recall.progress import track
 from recall.settings import EvaluationSettings
-from recall.text_metrics import bleu, chrf, squad_exact, squad_f1
+from recall.text_metrics import BY_ROW, bleu, chrf
 
 
 class Evaluation(BaseModel):
     """A score in [0, 1], with each row's share of it and prediction, in the rows' order.
 
-    The score of `accuracy` and `squad_f1_em` is the mean of `row_scores`; `chrf` and `sacrebleu` are corpus scores,
-    their `row_scores` sentence scores. `extra` has acc and acc_norm, or exact_match.
+    The score of `accuracy`, `squad_f1_em` and `json_f1` is the mean of `row_scores`; `chrf` and `sacrebleu` are corpus
+    scores, their `row_scores` sentence scores. `extra` has acc and acc_norm, or exact_match.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -104,10 +104,11 @@ def _by_text(
             predictions[i] = text
     references = [row.references or [row.target] for row in rows]
     extra: dict[str, float] = {}
-    if spec.metric == "squad_f1_em":
-        row_scores = [squad_f1(text, wanted) for text, wanted in zip(predictions, references, strict=True)]
+    if spec.metric in BY_ROW:
+        by_row, exact = BY_ROW[spec.metric]
+        row_scores = list(map(by_row, predictions, references))
         score = fmean(row_scores)
-        extra["exact_match"] = fmean(map(squad_exact, predictions, references))
+        extra["exact_match"] = fmean(map(exact, predictions, references))
     else:
         score, row_scores = (chrf if spec.metric == "chrf" else bleu)(predictions, references)
     return Evaluation(metric=spec.metric, score=score, row_scores=row_scores, predictions=predictions, extra=extra)

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from recall.errors import BadInput
 from recall.layers import attention_parts, find_stacks
+from recall.running_order import has_decoder
 
 Pooling = Literal["mean", "last", "skip_first"]
 
@@ -53,6 +54,7 @@ class HiddenStates:
         # Without its output head, whose logits nobody needs here.
         self._backbone = cast(Any, self.model).base_model
         self._takes_cache = "use_cache" in inspect.signature(type(self._backbone).forward).parameters
+        self.has_decoder = has_decoder(self.model)
 
     @torch.inference_mode()
     def read(self, inputs: dict[str, Tensor], mask_BT: Tensor | None = None) -> Tensor:

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from recall.errors import BadInput
 
 Kind = Literal["classification", "multiple_choice", "translation", "extractive_qa", "generation"]
-Metric = Literal["accuracy", "chrf", "sacrebleu", "squad_f1_em"]
+Metric = Literal["accuracy", "chrf", "sacrebleu", "squad_f1_em", "json_f1"]
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 METRICS_OF_KIND: dict[Kind, tuple[Metric, ...]] = {
@@ -19,7 +19,7 @@ METRICS_OF_KIND: dict[Kind, tuple[Metric, ...]] = {
     "multiple_choice": ("accuracy",),
     "translation": ("chrf", "sacrebleu"),
     "extractive_qa": ("squad_f1_em",),
-    "generation": ("chrf", "sacrebleu", "squad_f1_em"),
+    "generation": ("chrf", "sacrebleu", "squad_f1_em", "json_f1"),
 }
 
 
@@ -113,11 +113,23 @@ def read_rows(path: Path, spec: TaskSpec | None = None) -> list[Row]:
             raise BadInput(f"{path}, row {number}: target {row.target!r} is not one of {', '.join(allowed)}")
         if spec and spec.kind == "multiple_choice" and len(allowed) < 2:
             raise BadInput(f"{path}, row {number}: a multiple-choice row needs at least two choices or labels")
+        if spec.metric == "json_f1":
+            _check_json(row, f"{path}, row {number}")
         seen.add(row.id)
         rows.append(row)
     if not rows:
         raise BadInput(f"data set {path} is empty; it needs at least one row")
     return rows
+
+
+def _check_json(row: Row, where: str) -> None:
+    for text in row.references or [row.target]:
+        try:
+            found = json.loads(text)
+        except json.JSONDecodeError:
+            found = None
+        if not isinstance(found, dict):
+            raise BadInput(f"{where}: {text!r} is no JSON object, which metric json_f1 compares with")
 
 
 def answers(row: Row, spec: TaskSpec) -> list[str]:

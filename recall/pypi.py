@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 from recall.errors import BadInput, Failed
 
@@ -27,6 +29,26 @@ def download(requirements: Path, folder: Path) -> None:
     if done.returncode != 0:
         errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
         raise Failed(f"pip could not download what {requirements} pins: {' '.join(errors)[-600:]}")
+
+
+def fetched(requirement: str, requirements: Path, folder: Path) -> Path:
+    """The file of one requirement of those that `requirements` pins; downloaded into `folder` where it is not there.
+
+    Raises:
+        BadInput: it is not pinned there.
+        Failed: it cannot be fetched, or its SHA-256 is another one.
+    """
+    with suppress(BadInput):
+        return downloaded(folder, requirement)
+    lines = requirements.read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
+    pinned = [line for line in lines if line.split()[:1] == [requirement]]
+    if not pinned:
+        raise BadInput(f"{requirements} does not pin {requirement}; add it with its hash")
+    with NamedTemporaryFile("w", suffix=".txt", encoding="utf-8") as one:
+        one.write(pinned[0])
+        one.flush()
+        download(Path(one.name), folder)
+    return downloaded(folder, requirement)
 
 
 def downloaded(folder: Path, requirement: str) -> Path:

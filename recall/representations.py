@@ -67,7 +67,7 @@ def represent(
         ids_BT = torch.tensor([row + [pad] * (width - len(row)) for row in rows], device=model.device)
         mask_BT = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=model.device)
         inputs = {"input_ids": ids_BT, "attention_mask": mask_BT}
-        if states.model.config.is_encoder_decoder:
+        if states.has_decoder:
             shifted_BT = torch.cat([_start(states.model, len(rows)), ids_BT[:, :-1]], dim=1)
             inputs |= {"decoder_input_ids": shifted_BT, "decoder_attention_mask": mask_BT}
         return states.read(inputs, mask_BT)
@@ -108,7 +108,7 @@ def represent_inputs(
 
     def batch(indices: list[int]) -> Tensor:
         given = {name: _to(model, tensor[indices]) for name, tensor in inputs.items()}
-        if states.model.config.is_encoder_decoder and "decoder_input_ids" not in given:
+        if states.has_decoder and "decoder_input_ids" not in given:
             given["decoder_input_ids"] = _start(states.model, len(indices))
         return states.read(given)
 

@@ -7,7 +7,7 @@ from statistics import fmean
 from pydantic import BaseModel, ConfigDict
 
 from recall.learning_tasks import Row
-from recall.text_metrics import bleu, chrf, squad_f1
+from recall.text_metrics import BY_ROW, bleu, chrf
 
 
 class StoredScores(BaseModel):
@@ -28,13 +28,14 @@ def rescore(evaluation: StoredScores, rows: list[Row] | None = None) -> float | 
     gives None too.
     """
     if rows is None:
-        by_row = evaluation.metric in ("accuracy", "squad_f1_em")
+        by_row = evaluation.metric == "accuracy" or evaluation.metric in BY_ROW
         return fmean(evaluation.row_scores) if by_row and evaluation.row_scores else None
     if len(rows) != len(evaluation.predictions):
         return None
     if evaluation.metric == "accuracy":
         return fmean(float(text == row.target) for text, row in zip(evaluation.predictions, rows, strict=True))
     references = [row.references or [row.target] for row in rows]
-    if evaluation.metric == "squad_f1_em":
-        return fmean(map(squad_f1, evaluation.predictions, references))
+    if evaluation.metric in BY_ROW:
+        by_row, _ = BY_ROW[evaluation.metric]
+        return fmean(map(by_row, evaluation.predictions, references))
     return (chrf if evaluation.metric == "chrf" else bleu)(evaluation.predictions, references)[0]

@@ -7,6 +7,7 @@ them, and the norm of wav2vec2's encoder stands in one place and runs before or 
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -47,6 +48,12 @@ def untie(model: nn.Module, name: str) -> None:
     """Give a parameter a tensor of its own."""
     path, _, leaf = name.rpartition(".")
     setattr(model.get_submodule(path), leaf, nn.Parameter(torch.empty_like(model.get_parameter(name))))
+
+
+def has_decoder(model: PreTrainedModel) -> bool:
+    """Does the model read its output so far too? An encoder on its own may have the config of an encoder-decoder."""
+    reads = inspect.signature(type(model).forward).parameters
+    return bool(model.config.is_encoder_decoder) and "decoder_input_ids" in reads
 
 
 def _without_weights(model: PreTrainedModel, groups: dict[str, list[str]]) -> PreTrainedModel:
@@ -110,5 +117,5 @@ def _some_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
         main = torch.empty(1, config.num_mel_bins, 2 * config.max_source_positions, dtype=model.dtype)
     else:
         main = torch.zeros(1, 2, dtype=torch.long)
-    decoder = {"decoder_input_ids": torch.zeros(1, 2, dtype=torch.long)} if config.is_encoder_decoder else {}
+    decoder = {"decoder_input_ids": torch.zeros(1, 2, dtype=torch.long)} if has_decoder(model) else {}
     return {name: main} | decoder

@@ -55,7 +55,9 @@ def title(result: StreamResult) -> str:
     return ", ".join(words) + (" (draft)" if result.draft else "")
 
 
-def to_json(result: StreamResult, report: Path, test_rows: dict[str, int] | None = None) -> dict[str, object]:
+def to_json(
+    result: StreamResult, report: Path | None = None, test_rows: dict[str, int] | None = None
+) -> dict[str, object]:
     """The table and the verdict for machines: plain JSON types, scores in [0, 1], null where nothing was evaluated.
 
     Raises:
@@ -69,7 +71,7 @@ def to_json(result: StreamResult, report: Path, test_rows: dict[str, int] | None
         "draft": result.draft,
         "verdict": verdict(result, test_rows),
         "warnings": cautions(result),
-        "report": str(report),
+        "report": str(report) if report else None,
         "learning_tasks": matrix.learning_tasks,
         "unseen": matrix.unseen,
         "metrics": result.metrics,

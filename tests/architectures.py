@@ -188,6 +188,16 @@ ARCHITECTURES = {
         attention=("self_attn.", "self_attn_layer_norm", "encoder_attn.", "encoder_attn_layer_norm"),
         inputs={"input_features": (8, 40)},
     ),
+    # An encoder alone, whose config says that it is of an encoder-decoder.
+    "whisper_classifier": Architecture(
+        hf.WhisperForAudioClassification,
+        hf.WhisperConfig(**PAIR, **ENDS, pad_token_id=1, num_mel_bins=8, max_source_positions=20),
+        stacks={"encoder.layers": 3},
+        before=("encoder.conv", "encoder.embed_positions"),
+        after={"encoder.layer_norm": 3, "projector": 3, "classifier": 3},
+        attention=("self_attn.", "self_attn_layer_norm"),
+        inputs={"input_features": (8, 40)},
+    ),
     "vit": Architecture(
         hf.ViTForImageClassification,
         hf.ViTConfig(**{**SIZES, "image_size": 16, "patch_size": 8}),

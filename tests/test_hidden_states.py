@@ -42,7 +42,8 @@ def some_inputs(architecture):
 
 def one_by_one(architecture, model, tokenizer):
     """Every sample as the model's own forward takes it."""
-    start = [[model.config.decoder_start_token_id]] if model.config.is_encoder_decoder else None
+    two_stacks = model.config.is_encoder_decoder and any("decoder" in path for path in architecture.paths)
+    start = [[model.config.decoder_start_token_id]] if two_stacks else None
     if architecture.inputs:
         ((name, samples),) = some_inputs(architecture).items()
         for sample in samples:

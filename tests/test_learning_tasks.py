@@ -109,7 +109,7 @@ def test_an_unseen_learning_task_needs_its_test_split_alone(tmp_path: Path) -> N
 @pytest.mark.parametrize("kind", METRICS_OF_KIND)
 def test_a_metric_must_fit_the_kind(kind: str) -> None:
     labels = ["a", "b"] if kind == "classification" else None
-    for metric in ("accuracy", "chrf", "sacrebleu", "squad_f1_em"):
+    for metric in ("accuracy", "chrf", "sacrebleu", "squad_f1_em", "json_f1"):
         values = {"kind": kind, "metric": metric, "labels": labels, "source": {}}
         if metric in METRICS_OF_KIND[kind]:  # type: ignore[index]
             TaskSpec.model_validate(values)
@@ -122,6 +122,15 @@ def test_without_a_learning_task_any_target_is_allowed_but_a_rows_own_choices_co
     file = write(tmp_path / "train.jsonl", row(1, "anything"), row(2, choices=["negative"]))
     with pytest.raises(BadInput, match="row 2: target 'positive' is not one of negative"):
         read_rows(file)
+
+
+def test_a_metric_that_compares_json_needs_objects_to_compare_with(tmp_path: Path) -> None:
+    spec = TaskSpec(kind="generation", metric="json_f1", source={})
+    read_rows(write(tmp_path / "test.jsonl", row(1, '{"day": 3}')), spec)
+    for target in ("positive", "[3]"):
+        file = write(tmp_path / "test.jsonl", row(1, '{"day": 3}'), row(2, target))
+        with pytest.raises(BadInput, match=r"row 2: .* is no JSON object, which metric json_f1 compares with"):
+            read_rows(file, spec)
 
 
 @pytest.mark.parametrize(

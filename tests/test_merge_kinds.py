@@ -10,7 +10,7 @@ from merge_fixture import TEXTS, merged, read_record, refused, write_samples
 from safetensors.torch import load_file, save_file
 
 READ_TEXT = ["bert", "roberta", "t5"]
-READ_INPUTS = ["vit", "wav2vec2", "whisper"]
+READ_INPUTS = ["vit", "wav2vec2", "whisper", "whisper_classifier"]
 
 
 def two_models(folder, kind, tokenizer=None):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from recall import pypi
-from recall.errors import Failed
+from recall.errors import BadInput, Failed
 
 
 def test_a_download_with_another_hash_fails(tmp_path: Path) -> None:
@@ -28,3 +28,22 @@ def test_a_download_with_another_hash_fails(tmp_path: Path) -> None:
             pypi.download(requirements, tmp_path / "out")
             assert pypi.downloaded(tmp_path / "out", "thing==1.0").is_file()
             shutil.rmtree(tmp_path / "out")
+
+
+def test_one_of_several_pinned_files_is_fetched_alone_and_only_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def download(requirements: Path, folder: Path) -> None:
+        asked.append(requirements.read_text())
+        (folder / "thing-1.0.tar.gz").touch()
+
+    monkeypatch.setattr(pypi, "download", download)
+    pins = tmp_path / "pypi.txt"
+    pins.write_text("# two\nother==2.0 \\\n    --hash=sha256:aa\nthing==1.0 \\\n    --hash=sha256:bb\n")
+    for _ in range(2):
+        assert pypi.fetched("thing==1.0", pins, tmp_path).name == "thing-1.0.tar.gz"
+    assert [line.split() for line in asked] == [["thing==1.0", "--hash=sha256:bb"]]
+    with pytest.raises(BadInput, match=r"does not pin thing==1\.1"):
+        pypi.fetched("thing==1.1", pins, tmp_path)

@@ -31,5 +31,11 @@ def test_squad_takes_the_best_reference():
     assert rescore(stored("squad_f1_em", ["dog"], [0.0]), rows) == 1.0
 
 
+def test_json_is_scored_field_by_field():
+    rows = [Row(id="0", prompt="?", target='{"day": 3, "month": 5}')]
+    assert rescore(stored("json_f1", ['{"day": 3, "month": 6}'], [0.0]), rows) == 0.5
+    assert rescore(stored("json_f1", ["?"], [0.25])) == 0.25, "without the rows it is what the row scores say"
+
+
 def test_other_rows_than_those_predicted_give_no_score():
     assert rescore(stored("accuracy", ["good day"], [1.0]), ROWS) is None

@@ -2,7 +2,7 @@
 
 import pytest
 
-from recall.text_metrics import bleu, chrf, squad_exact, squad_f1
+from recall.text_metrics import bleu, chrf, json_exact, json_f1, squad_exact, squad_f1
 
 
 def test_chrf_of_one_wrong_letter():
@@ -42,3 +42,36 @@ def test_squad_f1_is_that_of_the_shared_words_and_the_best_reference():
 def test_squad_f1_counts_a_repeated_word_as_often_as_both_have_it():
     """One shared "no" of three: P = 1/3, R = 1."""
     assert squad_f1("no no no", ["no"]) == pytest.approx(1 / 2)
+
+
+DATE = '{"day": 3, "month": 5, "year": 2024}'
+
+
+def test_json_is_compared_as_a_value_and_not_as_text():
+    other = '{ "year":2024,"month":5,\n"day":3 }'
+    assert json_exact(other, [DATE]) == json_f1(other, [DATE]) == 1
+    assert json_exact('{"day": "3", "month": 5, "year": 2024}', [DATE]) == 0, "a number is not its digits"
+
+
+def test_json_f1_counts_the_fields_that_are_right():
+    """Two of three found and wanted: P = R = 2/3. One of one found, of three wanted: P = 1, R = 1/3, F1 = 1/2."""
+    assert json_f1('{"day": 3, "month": 6, "year": 2024}', [DATE]) == pytest.approx(2 / 3)
+    assert json_f1('{"day": 3}', ['{"day": 4}', DATE]) == pytest.approx(1 / 2)
+    assert json_exact('{"day": 3}', [DATE]) == 0
+
+
+@pytest.mark.parametrize(
+    "text", ["", DATE[:-1], f"{DATE} and more", "[3, 5, 2024]", "3", '{"day": NaN}', "[" * 100_000]
+)
+def test_what_is_no_json_object_scores_nothing(text):
+    assert json_f1(text, [DATE]) == json_exact(text, [DATE]) == 0
+
+
+def test_json_fields_lie_where_their_path_says():
+    """Fields a.0.b, a.1 and c of the one; of the other only c is the same."""
+    wanted = '{"a": [{"b": 1}, 2], "c": {}}'
+    assert json_f1(wanted, [wanted]) == 1
+    assert json_f1('{"a": [2, {"b": 1}], "c": {}}', [wanted]) == pytest.approx(1 / 3)
+    assert json_f1('{"a": [], "c": {}}', [wanted]) == pytest.approx(2 / 5), "an empty list is a field too"
+    assert json_f1("{}", ["{}"]) == json_exact("{}", ["{}"]) == 1
+    assert json_f1("{}", [wanted]) == json_f1(wanted, ["{}"]) == 0
