@@ -45,15 +45,15 @@ SYNCHRONOUS, RATE, PITCH, CHARACTERS, UTF8 = 2, 1, 3, 1, 1
 def run(work: Path, quick: bool, seed: int) -> tuple[StreamResult, dict[str, int]]:
     """The base model, then the stream."""
     speaker, draw = Speaker(), np.random.default_rng(seed)
-    repeats = 15 if quick else 30
+    repeats = 12 if quick else 20
     model = new_model(seed)
-    fit(model, spoken(speaker, MALE, repeats, draw), steps=150 if quick else 400, rate=2e-3, seed=seed)
+    fit(model, spoken(speaker, MALE, repeats, draw), steps=150 if quick else 250, rate=2e-3, seed=seed)
     model.save_pretrained(work / "base")
     tasks = {}
     for name, voices in VOICES.items():
-        train, test = spoken(speaker, voices, repeats, draw), spoken(speaker, voices, 15, draw)
+        train, test = spoken(speaker, voices, repeats, draw), spoken(speaker, voices, 10, draw)
         tasks[name] = LearningTask(train, test, save_inputs(train, work / f"{name}.safetensors"))
-    result = classify("spoken digits", work / "base", tasks, steps=40 if quick else 80, rate=1e-3, seed=seed)
+    result = classify("spoken digits", work / "base", tasks, steps=25 if quick else 50, rate=1e-3, seed=seed)
     return result, {name: len(task.test.labels) for name, task in tasks.items()}
 
 
