@@ -113,7 +113,7 @@ def read_rows(path: Path, spec: TaskSpec | None = None) -> list[Row]:
             raise BadInput(f"{path}, row {number}: target {row.target!r} is not one of {', '.join(allowed)}")
         if spec and spec.kind == "multiple_choice" and len(allowed) < 2:
             raise BadInput(f"{path}, row {number}: a multiple-choice row needs at least two choices or labels")
-        if spec.metric == "json_f1":
+        if spec and spec.metric == "json_f1":
             _check_json(row, f"{path}, row {number}")
         seen.add(row.id)
         rows.append(row)

@@ -28,8 +28,8 @@ def rescore(evaluation: StoredScores, rows: list[Row] | None = None) -> float | 
     gives None too.
     """
     if rows is None:
-        by_row = evaluation.metric == "accuracy" or evaluation.metric in BY_ROW
-        return fmean(evaluation.row_scores) if by_row and evaluation.row_scores else None
+        is_mean = evaluation.metric == "accuracy" or evaluation.metric in BY_ROW
+        return fmean(evaluation.row_scores) if is_mean and evaluation.row_scores else None
     if len(rows) != len(evaluation.predictions):
         return None
     if evaluation.metric == "accuracy":

@@ -50,7 +50,7 @@ def untie(model: nn.Module, name: str) -> None:
     setattr(model.get_submodule(path), leaf, nn.Parameter(torch.empty_like(model.get_parameter(name))))
 
 
-def has_decoder(model: PreTrainedModel) -> bool:
+def has_decoder(model: Any) -> bool:
     """Does the model read its output so far too? An encoder on its own may have the config of an encoder-decoder."""
     reads = inspect.signature(type(model).forward).parameters
     return bool(model.config.is_encoder_decoder) and "decoder_input_ids" in reads
