@@ -233,7 +233,7 @@ def test_dvc_draws_a_line_for_each_method_whichever_baselines_there_are(tmp_path
     write_metric_files(result.model_copy(update={"methods": methods}), tmp_path / "reports")
     plots_show = [sys.executable, "-m", "dvc", "plots", "show", "--json"]
     shown = subprocess.run(plots_show, cwd=tmp_path, check=True, capture_output=True, text=True)
-    (found,) = json.loads(shown.stdout)["data"]["dvc.yaml::accuracy"]
-    assert json.loads(found["content"])["encoding"]["color"]["field"] == "method"
-    drawn = {(point["method"], point["update"]) for point in found["datapoints"]["workspace"]}
+    (found,) = json.loads(shown.stdout)["data"]["accuracy"]
+    assert found["content"]["encoding"]["color"]["field"] == "method"
+    drawn = {(point["method"], point["update"]) for point in found["content"]["data"]["values"]}
     assert drawn == {(name, str(update)) for name in methods for update in (1, 2, 3)}
