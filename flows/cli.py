@@ -20,6 +20,7 @@ from flows.merge_command import merge, moments
 from flows.one_sentence import Config, Debug, Json, Overrides, Profile, errors_in_one_sentence
 from flows.orphans import end_forgotten_runs, end_orphaned_servers, process_tag
 from flows.promotion_command import promote, rollback, status
+from flows.report_command import report
 from recall.load_settings import load_settings
 from recall.results import StreamResult
 from recall.settings import Settings
@@ -115,6 +116,7 @@ app.command()(moments)
 app.command()(promote)
 app.command()(rollback)
 app.command()(status)
+app.command()(report)
 
 
 def main() -> None:

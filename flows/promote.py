@@ -16,10 +16,11 @@ from prefect.states import Completed
 from flows.moves import Move, new_entry, outcome_of, sound_ledger, version_to_judge, who_came_first, whoami
 from recall.gates import Verdict
 from recall.gates_table import markdown
-from recall.ledger import standing
+from recall.ledger import Entry, standing
 from recall.load_settings import load_settings
 from recall.promotion_settings import PromotionSettings
 from tasks.promote import judge_version, move_champion, now, tag_version
+from tasks.refs import digest
 
 
 class Approval(RunInput):
@@ -59,7 +60,8 @@ def promote_version(stream: str, settings: PromotionSettings, version: str | Non
         return outcome_of(stream, number, f"version {number} of {stream} is the champion already; nothing was changed")
     verdict: Verdict = judge_version(stream, number, compared, settings)
     create_markdown_artifact(markdown(stream, verdict), key="promotion", description="What the gates found")
-    approval = _ask(stream, verdict, settings) if verdict.outcome == "borderline" and settings.approval else None
+    asks = verdict.outcome == "borderline" and settings.approval
+    approval = _ask(stream, verdict, settings, entries) if asks else None
     approved = approval is not None and approval.approve
     if verdict.outcome == "fail" or (verdict.outcome == "borderline" and not approved):
         said = _refusal(stream, verdict, settings, approval)
@@ -81,17 +83,19 @@ def promote_version(stream: str, settings: PromotionSettings, version: str | Non
     return done
 
 
-def _ask(stream: str, verdict: Verdict, settings: PromotionSettings) -> Approval | None:
+def _ask(stream: str, verdict: Verdict, settings: PromotionSettings, entries: list[Entry]) -> Approval | None:
     """A person's word on a borderline verdict, or None where nobody can be asked.
 
     The run ends here and starts anew with the answer, so whatever changed meanwhile is judged again before this point.
+    An answer is kept under what it was given for: another version, verdict or champion is asked about anew.
     """
     if deployment.id is None:  # Prefect suspends deployed runs alone: it has to know how to start this one anew
         return None
     text = markdown(stream, verdict)
     tag_version(stream, verdict, f"waits for approval since {now()}: {verdict.why}")
     form = Approval.with_initial_data(description=text, by="", reason="")
-    return suspend_flow_run(wait_for_input=form, timeout=int(settings.approval_hours * 3600), key="approval")
+    asked = digest({"verdict": verdict.model_dump(mode="json"), "ledger": entries[-1].digest if entries else ""})
+    return suspend_flow_run(wait_for_input=form, timeout=int(settings.approval_hours * 3600), key=f"approval-{asked}")
 
 
 def _refusal(stream: str, verdict: Verdict, settings: PromotionSettings, approval: Approval | None) -> str:

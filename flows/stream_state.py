@@ -34,8 +34,10 @@ class Stream:
         return self.settings.stream.unseen
 
     def has(self, ref: ArtifactRef) -> bool:
-        """Is the artifact in the store, or now fetched from its remote, and whole?"""
-        return ref.kind == "base_model" or bring(self.store, ref.kind, ref.fingerprint) is None
+        """Is the artifact in the store, or now fetched from its remote, whole, and with the very bytes of `ref`?"""
+        if ref.kind == "base_model":
+            return True
+        return bring(self.store, ref.kind, ref.fingerprint, lambda found: found["sha256"] == ref.sha256) is None
 
     def seconds(self, ref: ArtifactRef) -> float:
         """How long it took to make an artifact, whenever that was."""
@@ -125,25 +127,31 @@ def collect_result(stream: Stream, records: list[UpdateRecord]) -> StreamResult:
     """R of every method, and what each update did, out of the updates' records."""
     settings = stream.settings
     tasks, unseen = settings.stream.learning_tasks, settings.stream.unseen
-    columns = [*tasks, *unseen]
-    base: dict[str, float] = {}
-    for record in records:
-        base |= record.base_scores
-    methods = {}
-    for method in stream.methods:
-        rows: list[dict[str, float]] = [dict(base), *(dict(record.scores[method]) for record in records)]
-        for row, record in zip(rows, records, strict=False):
-            row[record.result.learning_task] = record.before[method]
-        scores = [[row.get(column) for column in columns] for row in rows]
-        methods[method] = ScoreMatrix(learning_tasks=tasks, unseen=unseen, scores=scores)
     return StreamResult(
         stream=settings.stream.name,
-        metrics={name: settings.learning_tasks[name].metric for name in columns},
-        methods=methods,
+        metrics={name: settings.learning_tasks[name].metric for name in [*tasks, *unseen]},
+        methods=score_matrices(records, tasks, unseen, stream.methods),
         updates=[record.result for record in records],
         settings=settings.model_dump(mode="json", exclude={"learning_tasks"}),
         draft=records[-1].draft,
     )
+
+
+def score_matrices(
+    records: list[UpdateRecord], tasks: list[str], unseen: list[str], methods: list[str]
+) -> dict[str, ScoreMatrix]:
+    """R of each method, out of the updates' records."""
+    base: dict[str, float] = {}
+    for record in records:
+        base |= record.base_scores
+    matrices = {}
+    for method in methods:
+        rows: list[dict[str, float]] = [dict(base), *(dict(record.scores[method]) for record in records)]
+        for row, record in zip(rows, records, strict=False):
+            row[record.result.learning_task] = record.before[method]
+        scores = [[row.get(column) for column in [*tasks, *unseen]] for row in rows]
+        matrices[method] = ScoreMatrix(learning_tasks=tasks, unseen=unseen, scores=scores)
+    return matrices
 
 
 def update_result(

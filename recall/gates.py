@@ -113,12 +113,17 @@ def judge(
     outcome: Outcome = (
         "fail" if refusals or "fail" in outcomes else "borderline" if "borderline" in outcomes else "pass"
     )
+    return refusal(version, champion, refusals, settings).model_copy(update={"outcome": outcome, "gates": gates})
+
+
+def refusal(version: str, champion: str | None, refusals: list[str], settings: PromotionSettings) -> Verdict:
+    """The verdict on a version that has no scores to judge."""
     return Verdict(
         version=version,
         champion=champion,
-        outcome=outcome,
+        outcome="fail",
         refusals=refusals,
-        gates=gates,
+        gates=[],
         confidence=settings.confidence,
         resamples=settings.resamples,
         seed=settings.seed,
@@ -187,7 +192,8 @@ def _unseen(
     gained = {name: unseen[name].score - reference[name].score for name in both}
     rows = {name: _differences(name, unseen[name], reference[name]) for name in both}
     left_out = [name for name in unseen if name not in reference]
-    note = f"{reference_name} was not scored on the same rows of {', '.join(left_out)}" if left_out else ""
+    same = "on the same rows, by the same metric and settings"
+    note = f"{reference_name} was not scored {same}, of {', '.join(left_out)}" if left_out else ""
     return _gate("unseen", reference_name, ">=", -settings.unseen_margin, gained, rows, settings, note)
 
 

@@ -88,7 +88,7 @@ def to_json(
 def write_metric_files(result: StreamResult, folder: Path) -> None:
     """Write what `dvc metrics show` and `dvc plots show` read: metrics.json, plots/accuracy.csv and plots/weights.csv.
 
-    accuracy.csv has a line an update and a column a method: the average over the learning tasks seen so far.
+    accuracy.csv has a line for every update and method: the average over the learning tasks seen so far.
     weights.csv has a line for every update, layer and model: its weight and its similarity to the newest model.
 
     Raises:
@@ -104,9 +104,9 @@ def write_metric_files(result: StreamResult, folder: Path) -> None:
     }
     numbers["base"] = {"scores": _known(_final(matrix, 0, columns))}
     numbers["experts"] = {update.learning_task: update.expert_score for update in result.updates}
-    accuracy: list[list[object]] = [["update", "learning_task", *names]]
+    accuracy: list[list[object]] = [["update", "learning_task", "method", "average_accuracy"]]
     for update, task in enumerate(matrix.learning_tasks, start=1):
-        accuracy.append([update, task, *(seen_average(result.methods[name], update) for name in names)])
+        accuracy += [[update, task, name, seen_average(result.methods[name], update)] for name in names]
     weights: list[list[object]] = [["update", "learning_task", "layer", "name", "model", "weight", "similarity"]]
     for number, step in enumerate(result.updates, start=1):
         for layer, name in enumerate(step.merge.layers):

@@ -273,7 +273,7 @@ def _relative(root: Path, path: Path) -> str:
 
 
 def _files(folder: Path) -> dict[str, str]:
-    """Relative path to MD5 of every file below a folder; half-made outputs are not part of any version."""
+    """Relative path to MD5 of every file below a folder."""
     return {file.relative_to(folder).as_posix(): file_md5(file) for file in folder.rglob("*") if file.is_file()}
 
 
@@ -291,7 +291,7 @@ def _listing_hash(files: dict[str, str]) -> str:
 
 def difference(path: Path, tracked: str) -> str:
     """The changed files, where DVC's local cache still has the tracked list of files."""
-    listing = object_file(repository(path) / ".dvc" / "cache", tracked)
+    listing = object_file(cache_folder(path), tracked)
     if not tracked.endswith(".dir") or not path.is_dir() or not listing.is_file():
         return ""
     before = {entry["relpath"]: entry["md5"] for entry in json.loads(listing.read_bytes())}

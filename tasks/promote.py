@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from recall.gates import Verdict, judge
+from recall.gates import Verdict, judge, refusal
 from recall.ledger import Entry
 from recall.promotion_settings import PromotionSettings
 from tasks import ledger, registry
@@ -21,9 +21,11 @@ AUDIT = "recall.audit"
 
 @task(name="judge", task_run_name="judge: {stream} version {number}", cache_policy=NO_CACHE)
 def judge_version(stream: str, number: str, champion: str | None, settings: PromotionSettings) -> Verdict:
-    """The gates' verdict on a version against the champion."""
-    found = scores_to_judge(stream, number, champion)
-    return judge(number, champion, refusals(stream, number), *found, settings)
+    """The gates' verdict on a version against the champion; one that `recall run` has not registered has no scores."""
+    refused = refusals(stream, number)
+    if registry.RUN not in registry.version(stream, number).tags:
+        return refusal(number, champion, refused, settings)
+    return judge(number, champion, refused, *scores_to_judge(stream, number, champion), settings)
 
 
 @task(

@@ -65,6 +65,15 @@ class SplitRef(Ref):
         return [Row.model_validate_json(line) for line in json_lines(self.path)]
 
 
+def contents(value: Any) -> dict[str, str]:
+    """Fingerprint to SHA-256 of every artifact in a stage's inputs, and of what adapters lie over."""
+    if isinstance(value, list | tuple):
+        return {fingerprint: sha256 for item in value for fingerprint, sha256 in contents(item).items()}
+    if not isinstance(value, ArtifactRef):
+        return {}
+    return {value.fingerprint: value.sha256} | contents(getattr(value, "base", None))
+
+
 class TextFileRef(Ref):
     """A file that the settings name; its fingerprint is its SHA-256."""
 

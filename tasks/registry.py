@@ -16,9 +16,11 @@ from pydantic import ValidationError
 
 from recall.errors import BadInput, Failed, without_secrets
 from recall.lineage import Lineage, sha256
+from recall.progress import console
 from tasks.records import UpdateRecord
-from tasks.refs import ArtifactRef, digest, file_sha256
-from tasks.store import Store, seal
+from tasks.refs import ArtifactRef, file_sha256
+from tasks.remote import unfit
+from tasks.store import Store, seal, weights_sha256
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -31,6 +33,8 @@ SHA256 = "recall.weights_sha256"
 RUN = "recall.run_id"  # the run with the newest scores of a version
 STREAM_KEY = "recall.stream_key"
 LINEAGE = "recall.lineage_sha256"
+DRAFT = "recall.draft"
+BATCH = 1000  # metrics that MLflow takes at a time
 
 
 @functools.cache
@@ -105,11 +109,11 @@ def find_update(stream: str, key: str) -> UpdateRecord | None:
     from mlflow.exceptions import MlflowException
 
     try:
-        text = mlflow.artifacts.load_text(f"runs:/{version.tags[RUN]}/update.json")
+        text = mlflow.artifacts.load_text(f"runs:/{run_of(version)}/update.json")
         record = UpdateRecord.model_validate_json(text)
     except (MlflowException, OSError, ValidationError) as error:
         raise Failed(
-            f"version {version.version} of {stream} is registered, but update.json of its run {version.tags[RUN]} "
+            f"version {version.version} of {stream} is registered, but update.json of its run {run_of(version)} "
             "cannot be read; bring MLflow's artifacts back to where they were, or make it again with --recompute"
         ) from error
     result = record.result.model_copy(update={"version": str(version.version), "reused": True})
@@ -128,26 +132,48 @@ def start_stream_run(stream: str, key: str) -> str:
     return str(run.info.run_id)
 
 
+def newest_stream_run(stream: str) -> str | None:
+    """The newest parent run that has finished, or None."""
+    experiment = client().get_experiment_by_name(stream)
+    if experiment is None:
+        return None
+    wanted = f"tags.`{STREAM_KEY}` LIKE '%' and attributes.status = 'FINISHED'"
+    found = client().search_runs([experiment.experiment_id], wanted, order_by=["attributes.end_time DESC"])
+    return str(found[0].info.run_id) if found else None
+
+
 def register_update(
     store: Store, stream: str, parent_run: str, record: UpdateRecord, lineage: Lineage, tags: dict[str, str]
 ) -> str:
     """Log one update as a nested run and register its merged model; returns the version.
 
-    A version with the same weights and the same model key is found, not made again; it then points to the new run.
+    A version with the same weights and the same model key is found, not made again; it then points to the new run,
+    unless that is a draft and the version is none: what may be promoted never becomes a draft.
     The update's key is set last, so what a killed process left is completed by the next.
     """
     merged = record.models["recall"].current
-    identity = {MODEL_KEY: record.model_key, SHA256: weights_sha256(store, merged)}
+    manifest = store.manifest(merged.kind, merged.fingerprint) or {"files": {}}
+    files = {name: entry["sha256"] for name, entry in manifest["files"].items()}
+    identity = {MODEL_KEY: record.model_key, SHA256: weights_sha256(files)}
     with store.lock(f"register-{stream}"):
         run_id = _nested_run(stream, parent_run, record)
         _log_files(run_id, record, lineage)
         _log_metrics(run_id, record)
         _log_data_sets(run_id, lineage)
         found = _version_with(stream, identity)
+        if found and record.draft and _is_complete(found) and found.tags.get(DRAFT) == "false":
+            client().set_terminated(run_id, "FINISHED")
+            console.print(
+                f"version {found.version} of {stream} has this model and stays as it is: this run is a draft, and what "
+                f"it found is in MLflow's run {run_id} alone",
+                highlight=False,
+                soft_wrap=True,
+            )
+            return str(found.version)
         version = str(found.version) if found else _register_model(stream, run_id, merged, identity)
         for name, value in (tags | {RUN: run_id, LINEAGE: sha256(lineage.to_json())}).items():
             client().set_model_version_tag(stream, version, name, value)
-        newest = max(int(other.version) for other in client().search_model_versions(f"name = '{stream}'"))
+        newest = max(int(other.version) for other in versions(stream) if RUN in other.tags)
         client().set_registered_model_alias(stream, "challenger", str(newest))
         client().set_terminated(run_id, "FINISHED")
         client().set_model_version_tag(stream, version, KEY, record.key)
@@ -174,26 +200,29 @@ def restore(store: Store, stream: str, record: UpdateRecord, ref: ArtifactRef) -
 
     version = client().get_model_version(stream, str(record.result.version))
     is_expert = ref.kind == "experts"
-    origin = f"runs:/{version.tags[RUN]}/expert" if is_expert else version.source
+    origin = f"runs:/{run_of(version)}/expert" if is_expert else version.source
     work = store.work(f"restore-{ref.fingerprint}")
     with store.lock(ref.fingerprint):
-        if store.damage(ref.kind, ref.fingerprint) is None:
-            return
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
-        local = Path(mlflow.artifacts.download_artifacts(origin, dst_path=str(work)))
-        with store.publishing(ref.kind, ref.fingerprint) as out:
-            for file in (local if is_expert else local / "model").iterdir():
-                if file.is_symlink() or not file.is_file():
-                    raise Failed(f"version {version.version} of {stream}: {file.name} in {origin} is no plain file")
-                if file.name != "manifest.json":
-                    os.replace(file, out / file.name)
-            fields = ref.model_dump(mode="json", exclude={"kind", "fingerprint", "path", "sha256"})
-            manifest = {"kind": ref.kind, "fingerprint": ref.fingerprint, "restored_from": origin, "fields": fields}
-            content = seal(out, manifest)
-            if content != ref.sha256 or (not is_expert and _files_sha256(out) != version.tags[SHA256]):
-                raise Failed(f"version {version.version} of {stream}: MLflow holds other files than were registered")
-        shutil.rmtree(work)
+        try:
+            shutil.rmtree(work, ignore_errors=True)
+            if unfit(store, ref.kind, ref.fingerprint, lambda found: found["sha256"] == ref.sha256) is None:
+                return
+            local = Path(mlflow.artifacts.download_artifacts(origin, dst_path=str(store.make_work(work.name))))
+            with store.publishing(ref.kind, ref.fingerprint) as out:
+                for file in (local if is_expert else local / "model").iterdir():
+                    if file.is_symlink() or not file.is_file():
+                        raise Failed(f"version {version.version} of {stream}: {file.name} in {origin} is no plain file")
+                    if file.name != "manifest.json":
+                        os.replace(file, out / file.name)
+                fields = ref.model_dump(mode="json", exclude={"kind", "fingerprint", "path", "sha256"})
+                manifest = {"kind": ref.kind, "fingerprint": ref.fingerprint, "restored_from": origin, "fields": fields}
+                weights = weights_sha256({file.name: file_sha256(file) for file in out.glob("*.safetensors")})
+                if seal(out, manifest) != ref.sha256 or (not is_expert and weights != version.tags[SHA256]):
+                    raise Failed(
+                        f"version {version.version} of {stream}: MLflow holds other files than were registered"
+                    )
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
 
 
 def versions(stream: str, tags: dict[str, str] | None = None) -> list[ModelVersion]:
@@ -227,31 +256,33 @@ def version(stream: str, number: str) -> ModelVersion:
 
 def run_ids(stream: str, numbers: list[str | None]) -> list[str]:
     """The runs with the newest scores of versions."""
-    return [version(stream, str(number)).tags[RUN] for number in numbers]
+    return [run_of(version(stream, str(number))) for number in numbers]
+
+
+def run_of(version: ModelVersion) -> str:
+    """The run with a version's newest scores.
+
+    Raises:
+        Failed: `recall run` did not register it, or was killed as it did.
+    """
+    if RUN not in version.tags:
+        raise Failed(
+            f"version {version.version} of {version.name} is none that `recall run` has registered: nothing says which "
+            "run it is of; choose another, see `recall status`"
+        )
+    return str(version.tags[RUN])
 
 
 def lineage_place(stream: str, number: str) -> tuple[str, str | None]:
     """A version's run, and the SHA-256 of the `lineage.json` in it; None where it was registered without."""
-    tags = version(stream, number).tags
-    return tags[RUN], tags.get(LINEAGE)
+    found = version(stream, number)
+    return run_of(found), found.tags.get(LINEAGE)
 
 
 def aliases(stream: str) -> dict[str, str]:
     """Alias to version of a registered model; none where there is no such model."""
     found = client().search_registered_models(f"name = '{stream}'")
     return {name: str(number) for name, number in found[0].aliases.items()} if found else {}
-
-
-def weights_sha256(store: Store, merged: ArtifactRef) -> str:
-    """SHA-256 of a merged model's weights: of the one file, or of the list of the shards' digests."""
-    manifest = store.manifest(merged.kind, merged.fingerprint) or {"files": {}}
-    shards = {name: entry["sha256"] for name, entry in manifest["files"].items() if name.endswith(".safetensors")}
-    return next(iter(shards.values())) if len(shards) == 1 else digest(shards)
-
-
-def _files_sha256(folder: Path) -> str:
-    shards = {file.name: file_sha256(file) for file in sorted(folder.glob("*.safetensors"))}
-    return next(iter(shards.values())) if len(shards) == 1 else digest(shards)
 
 
 def experiment(stream: str) -> str:
@@ -271,6 +302,10 @@ def experiment(stream: str) -> str:
             if found is None:
                 raise
     return str(found.experiment_id)
+
+
+def _is_complete(version: ModelVersion) -> bool:
+    return KEY in version.tags and RUN in version.tags
 
 
 def _version_with(stream: str, tags: dict[str, str]) -> ModelVersion | None:
@@ -315,12 +350,17 @@ def _log_files(run_id: str, record: UpdateRecord, lineage: Lineage) -> None:
 
 
 def _log_metrics(run_id: str, record: UpdateRecord) -> None:
-    """Scores and times once; the loss by step, and weight and similarity by layer, which MLflow draws as curves."""
+    """Scores and times once; the loss by step, and weight and similarity by layer, which MLflow draws as curves.
+
+    The parameters come last and say that all is there. What a killed process left is written over: MLflow takes a
+    metric of the same name, step and time as the same.
+    """
     from mlflow.entities import Metric, Param
 
-    if client().get_run(run_id).data.metrics:
+    run = client().get_run(run_id)
+    if run.data.params:
         return
-    now, result = now_ms(), record.result
+    now, result = run.info.start_time, record.result
     values = record.metrics | {f"seconds/{stage}": seconds for stage, seconds in result.seconds.items()}
     training = json.loads((record.models["recall"].expert.path / "training.json").read_text(encoding="utf-8"))
     metrics = [Metric(name, value, now, record.position) for name, value in values.items()]
@@ -330,8 +370,9 @@ def _log_metrics(run_id: str, record: UpdateRecord) -> None:
             pairs = zip(result.merge.models, row, strict=True)
             metrics += [Metric(f"{curve}/{model}", value, now, layer) for model, value in pairs]
     params = [Param("learning_task", result.learning_task), Param("position", str(record.position))]
-    for start in range(0, len(metrics), 1000):
-        client().log_batch(run_id, metrics=metrics[start : start + 1000], params=params if start == 0 else ())
+    for start in range(0, len(metrics), BATCH):
+        client().log_batch(run_id, metrics=metrics[start : start + BATCH])
+    client().log_batch(run_id, params=params)
 
 
 def _log_data_sets(run_id: str, lineage: Lineage) -> None:

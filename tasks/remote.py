@@ -2,63 +2,95 @@
 
 `<remote>/<kind>/<fingerprint>/<content>/<file>`, and `manifest.json` beside `<content>`, the digest of all files. Two
 machines that push at once write different files or the same bytes, and the manifest comes last, in one piece: what it
-names is there. What comes back is believed only after its SHA-256.
+names is there. What comes back is believed only after its SHA-256, the manifest's own included.
+
+On another machine sums differ, and so may the bytes of what was made from the same inputs. Who pushed first is taken
+over by who comes second, and what was made from other bytes than those at hand is not used.
 """
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
 
 from recall.errors import BadInput, Failed, one_line
 from recall.progress import console
-from tasks.store import MANIFEST, Store, seal
+from tasks.store import MANIFEST, Manifest, Store, files_damage, flush
 
-SEALED = ("files", "sha256", "manifest_sha256")  # what `seal` adds to a manifest
+Fits = Callable[[dict[str, Any]], bool]  # is the artifact with this manifest the one that is wanted?
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # of a download: this machine's fault, any other the remote's
 
 
-def bring(store: Store, kind: str, fingerprint: str) -> str | None:
+def anything(_: dict[str, Any]) -> bool:
+    """Every artifact of the kind and fingerprint will do."""
+    return True
+
+
+def unfit(store: Store, kind: str, fingerprint: str, fits: Fits) -> str | None:
+    """What is wrong with an artifact of the store, in words; None if it is whole and the one that is wanted."""
+    damage = store.damage(kind, fingerprint)
+    if damage is None and not fits(store.manifest(kind, fingerprint) or {}):
+        return f"{store.folder(kind, fingerprint)} was made from other files, or has other files, than are wanted"
+    return damage
+
+
+def bring(store: Store, kind: str, fingerprint: str, fits: Fits = anything) -> str | None:
     """Fetch an artifact that the store lacks; returns what is wrong with it in the store afterwards, or None.
 
     Raises:
         Failed: the remote cannot be read.
     """
-    damage = store.damage(kind, fingerprint)
+    damage = unfit(store, kind, fingerprint, fits)
     if damage is None or store.remote is None:
         return damage
     with store.lock(fingerprint):
-        damage = store.damage(kind, fingerprint)
-        if damage is not None and _fetch(store, kind, fingerprint):
-            console.print(f"{kind} {fingerprint[:12]}: fetched from {store.remote}", highlight=False, soft_wrap=True)
+        damage = unfit(store, kind, fingerprint, fits)
+        if damage is not None and _fetch(store, kind, fingerprint, fits):
+            _say(f"{kind} {fingerprint[:12]}: fetched from {store.remote}")
             return None
     return damage
 
 
 def share(store: Store, kind: str, fingerprint: str) -> None:
-    """Push an artifact of the store that the remote lacks.
+    """Push an artifact of the store if the remote has none that is whole, whichever bytes that one has.
 
     Raises:
         Failed: the remote cannot be written.
     """
+    if store.remote is not None:
+        with _said(store.remote) as fs:
+            if _manifest(fs, store.remote, kind, fingerprint) is None:
+                _push(fs, store, kind, fingerprint)
+
+
+def settle(store: Store, kind: str, fingerprint: str, fits: Fits) -> None:
+    """Push what was just made, or take over what another machine made of the same inputs meanwhile.
+
+    Call it under the artifact's lock, before anything reads the artifact.
+
+    Raises:
+        Failed: the remote cannot be read or written.
+    """
     if store.remote is None:
         return
-    manifest = store.manifest(kind, fingerprint)
-    assert manifest is not None
+    own = store.manifest(kind, fingerprint)
+    assert own is not None
     with _said(store.remote) as fs:
         there = _manifest(fs, store.remote, kind, fingerprint)
-        if there is not None and there["sha256"] == manifest["sha256"]:
+        if there is not None and there.values["sha256"] == own["sha256"]:
             return
-        folder, target = store.folder(kind, fingerprint), _at(fs, store.remote, kind, fingerprint)
-        for name in manifest["files"]:
-            path = f"{target}/{manifest['sha256']}/{name}"
-            fs.makedirs(path.rpartition("/")[0], exist_ok=True)
-            fs.put_file(str(folder / name), path)
-        _write_whole(fs, f"{target}/{MANIFEST}", (folder / MANIFEST).read_bytes())
+        if there is not None and _fetch(store, kind, fingerprint, fits):
+            _say(f"{kind} {fingerprint[:12]}: another machine was first, its own is taken from {store.remote}")
+            return
+        _push(fs, store, kind, fingerprint)
 
 
 def check_remote(remote: str) -> None:
@@ -74,49 +106,89 @@ def check_remote(remote: str) -> None:
         raise BadInput(f"{error}; set store_remote to another, or to null") from error
 
 
-def _fetch(store: Store, kind: str, fingerprint: str) -> bool:
+def _push(fs: Any, store: Store, kind: str, fingerprint: str) -> None:
+    manifest = store.manifest(kind, fingerprint)
+    assert store.remote is not None and manifest is not None
+    folder, target = store.folder(kind, fingerprint), _at(fs, store.remote, kind, fingerprint)
+    for name in manifest["files"]:
+        path = f"{target}/{manifest['sha256']}/{name}"
+        fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+        fs.put_file(str(folder / name), path)
+    _write_whole(fs, f"{target}/{MANIFEST}", (folder / MANIFEST).read_bytes())
+
+
+def _fetch(store: Store, kind: str, fingerprint: str, fits: Fits) -> bool:
     """Download, verify and publish; what does not hold is not seen there again. Call it under the artifact's lock."""
     assert store.remote is not None
     with _said(store.remote) as fs:
-        manifest = _manifest(fs, store.remote, kind, fingerprint)
-        if manifest is None:
+        there = _manifest(fs, store.remote, kind, fingerprint)
+        if there is None or not fits(there.values):
             return False
         target = _at(fs, store.remote, kind, fingerprint)
         try:
             with store.publishing(kind, fingerprint) as out:
-                for name in manifest["files"]:
+                for name in there.manifest.files:
                     (out / name).parent.mkdir(parents=True, exist_ok=True)
-                    fs.get_file(f"{target}/{manifest['sha256']}/{name}", str(out / name))
-                own = {
-                    name: value
-                    for name, value in manifest.items()
-                    if name not in ("files", "sha256", "manifest_sha256")
-                }
-                if seal(out, own) != manifest["sha256"]:
+                    _download(fs, store.remote, f"{target}/{there.manifest.sha256}/{name}", out / name)
+                (out / MANIFEST).write_bytes(there.text)
+                if files_damage(out, there.manifest) is not None:
                     raise _Damaged
+                flush(out)
         except (_Damaged, FileNotFoundError):
-            console.print(
-                f"[yellow]warning[/]: {kind} {fingerprint[:12]} at {store.remote} is not what was pushed; not used",
-                highlight=False,
-                soft_wrap=True,
-            )
+            _warn(store.remote, kind, fingerprint)
             fs.rm_file(f"{target}/{MANIFEST}")
             return False
     return True
+
+
+def _download(fs: Any, remote: str, source: str, target: Path) -> None:
+    try:
+        fs.get_file(source, str(target))
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) or error.errno in DISK:
+            raise
+        raise _unusable(remote, error) from error
 
 
 class _Damaged(Exception):
     """Files came back whose SHA-256 is another than the manifest's."""
 
 
-def _manifest(fs: Any, remote: str, kind: str, fingerprint: str) -> dict[str, Any] | None:
-    """The manifest at the remote; None where there is none, or one that is of something else or reaches elsewhere."""
+class _There(NamedTuple):
+    """A manifest at the remote: as it lies there, and read."""
+
+    text: bytes
+    values: dict[str, Any]
+    manifest: Manifest
+
+
+def _manifest(fs: Any, remote: str, kind: str, fingerprint: str) -> _There | None:
+    """The manifest at the remote; None where there is none, or, with a warning, one that is not what `seal` wrote, is
+    of something else or reaches elsewhere."""
     try:
-        found: dict[str, Any] = json.loads(fs.cat_file(f"{_at(fs, remote, kind, fingerprint)}/{MANIFEST}"))
-        inside = all(_is_inside(name) for name in [*found["files"], found["sha256"]])
-        return found if inside and (found["kind"], found["fingerprint"]) == (kind, fingerprint) else None
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        text = fs.cat_file(f"{_at(fs, remote, kind, fingerprint)}/{MANIFEST}")
+    except FileNotFoundError:
         return None
+    try:
+        values = json.loads(text)
+        manifest = Manifest.model_validate(values)
+    except (ValueError, ValidationError):
+        _warn(remote, kind, fingerprint)
+        return None
+    sealed = manifest.is_whole and manifest.manifest_sha256 is not None
+    inside = all(_is_inside(name) for name in [*manifest.files, manifest.sha256])
+    if not (sealed and inside and (manifest.kind, manifest.fingerprint) == (kind, fingerprint)):
+        _warn(remote, kind, fingerprint)
+        return None
+    return _There(text, values, manifest)
+
+
+def _warn(remote: str, kind: str, fingerprint: str) -> None:
+    _say(f"[yellow]warning[/]: {kind} {fingerprint[:12]} at {remote} is not what was pushed; not used")
+
+
+def _say(line: str) -> None:
+    console.print(line, highlight=False, soft_wrap=True)
 
 
 def _is_inside(name: str) -> bool:
@@ -145,7 +217,11 @@ def _said(remote: str) -> Iterator[Any]:
     except ImportError as error:
         raise BadInput(f"store_remote {remote} needs another package ({one_line(error)})") from error
     except Exception as error:
-        raise Failed(f"store_remote {remote} cannot be used ({type(error).__name__}: {one_line(error)})") from error
+        raise _unusable(remote, error) from error
+
+
+def _unusable(remote: str, error: Exception) -> Failed:
+    return Failed(f"store_remote {remote} cannot be used ({type(error).__name__}: {one_line(error)})")
 
 
 @functools.cache

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import mlflow
 from mlflow.entities.model_registry import ModelVersion
-from mlflow.exceptions import MlflowException
-from pydantic import ValidationError
 
 from recall.errors import Failed
 from recall.gates import RowScores
 from tasks import registry
 from tasks.records import UpdateRecord
+from tasks.run_files import read_record, read_run_lineage, read_text
 
 
 class Judged(NamedTuple):
@@ -30,13 +28,14 @@ def scores_to_judge(stream: str, number: str, champion: str | None) -> Judged:
     """Read what a version and those that it is compared with reached.
 
     Without a champion the unseen learning tasks are compared with the base model. Of a champion those count that it was
-    scored on by the same metric over the same version of the data set.
+    scored on by the same metric and settings over the same version of the data set.
 
     Raises:
-        Failed: a run lacks the scores; versions made before scores were logged row by row do.
+        Failed: a run lacks the scores; versions made before scores were logged row by row do, and any that
+            `recall run` has not registered.
     """
     version = registry.version(stream, number)
-    run = version.tags[registry.RUN]
+    run = registry.run_of(version)
     record = _record(stream, run)
     earlier = record.earlier
     earlier_records = [_record(stream, other) for other in earlier]
@@ -67,26 +66,29 @@ def scores_to_judge(stream: str, number: str, champion: str | None) -> Judged:
 def _champion_scores(
     stream: str, version: ModelVersion, champion: ModelVersion, unseen: list[str]
 ) -> dict[str, RowScores]:
-    run = champion.tags[registry.RUN]
-    own, theirs = _record(stream, version.tags[registry.RUN]), _record(stream, run)
+    own_run, run = registry.run_of(version), registry.run_of(champion)
+    own, theirs = _record(stream, own_run), _record(stream, run)
+    read_by = [read_run_lineage(stream, one).settings for one in (own_run, run)]
     comparable = [
         name
         for name in unseen
         if name in theirs.evaluations
         and theirs.evaluations[name].metric == own.evaluations[name].metric
         and champion.tags.get(f"recall.data.{name}") == version.tags.get(f"recall.data.{name}")
+        and _scored_by(read_by[0], name) == _scored_by(read_by[1], name)
     ]
     return {name: _scores(stream, run, name) for name in comparable}
 
 
+def _scored_by(settings: dict[str, Any], name: str) -> dict[str, Any]:
+    """The settings that a score depends on, beside the metric: with others the same model scores otherwise."""
+    spec = settings.get("learning_tasks", {}).get(name, {})
+    evaluation = {key: value for key, value in settings.get("evaluation", {}).items() if key != "batch_size"}
+    return {**evaluation, "kind": spec.get("kind"), "labels": spec.get("labels")}
+
+
 def _record(stream: str, run: str) -> UpdateRecord:
-    text = _text(stream, run, "update.json")
-    try:
-        record = UpdateRecord.model_validate_json(text)
-    except ValidationError as error:
-        raise Failed(
-            f"update.json of MLflow's run {run} of {stream} is no record of an update; bring it back"
-        ) from error
+    record = read_record(stream, run)
     if not record.evaluations:
         raise Failed(
             f"MLflow's run {run} of {stream} was made before scores were logged row by row, so its version cannot be "
@@ -96,19 +98,9 @@ def _record(stream: str, run: str) -> UpdateRecord:
 
 
 def _scores(stream: str, run: str, name: str) -> RowScores:
-    text = _text(stream, run, f"scores/{name}.json")
+    text = read_text(stream, run, f"scores/{name}.json")
     try:
         values = json.loads(text)
         return RowScores(score=values["score"], rows=values["row_scores"])
     except (ValueError, KeyError, TypeError) as error:
         raise Failed(f"scores/{name}.json of MLflow's run {run} of {stream} is no evaluation; bring it back") from error
-
-
-def _text(stream: str, run: str, path: str) -> str:
-    try:
-        return str(mlflow.artifacts.load_text(f"runs:/{run}/{path}"))
-    except (MlflowException, OSError) as error:
-        raise Failed(
-            f"{path} of MLflow's run {run} of {stream} cannot be read; bring MLflow's artifacts back to where they "
-            "were, or make the update again with `recall run --recompute`"
-        ) from error

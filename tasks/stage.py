@@ -22,8 +22,8 @@ from recall.errors import Failed
 from recall.progress import console
 from tasks import prefect_results
 from tasks.fingerprints import StageFingerprint, fingerprint, source_digest, stable
-from tasks.refs import CheckpointRef, Ref
-from tasks.remote import bring, share
+from tasks.refs import CheckpointRef, Ref, contents
+from tasks.remote import Fits, bring, settle, share, unfit
 from tasks.store import Store, seal
 from tasks.workers import current, worker_name
 
@@ -64,19 +64,20 @@ class Stage(Generic[R]):
         key = fingerprint(self.name, self.code, inputs)
         cluster = current() if self.on_workers else None
         if cluster is None:
-            found = _here(self._task(store, label, key, inputs)(store, label, inputs), store, inputs)
+            task = self._task(label, self._prepare(store, label, key, inputs))
+            found = _here(task(store, label, inputs), store, inputs)
             return Pending(lambda: found)
         if key not in cluster.asked:
+            task = self._task(label, self._prepare(store, label, key, inputs))
             where = {"code": self.code, "run": cluster.run, "threads": cluster.threads}
-            wait = cluster.submit(
-                self._task(store, label, key, inputs), store=store, label=label, inputs=inputs, on=where
-            )
+            wait = cluster.submit(task, store=store, label=label, inputs=inputs, on=where)
             cluster.asked[key] = Pending(lambda: self._arrived(store, label, inputs, wait()))
         pending: Pending[R] = cluster.asked[key]
         return pending
 
-    def _task(self, store: Store, label: str, key: str, inputs: dict[str, Any]) -> Task[..., R]:
-        damage = bring(store, self.kind, key)
+    def _prepare(self, store: Store, label: str, key: str, inputs: dict[str, Any]) -> bool:
+        """Bring the artifact where it is at the remote alone; may Prefect give its own result of it?"""
+        damage = bring(store, self.kind, key, _made_from(inputs))
         if damage is None:
             share(store, self.kind, key)  # where an earlier run could not
         if damage and (store.folder(self.kind, key).exists() or prefect_results.exists(key)):
@@ -84,7 +85,9 @@ class Stage(Generic[R]):
         trusted = damage is None and prefect_results.holds(key, _read_ref(store, self.kind, key, self.ref, inputs))
         if not trusted:
             prefect_results.forget(key)
+        return trusted
 
+    def _task(self, label: str, trusted: bool) -> Task[..., R]:
         def make(store: Store, label: str, inputs: dict[str, Any], on: dict[str, Any] | None = None) -> R:
             return self.make(store, label, inputs, on)
 
@@ -103,13 +106,45 @@ class Stage(Generic[R]):
         with _ONE_AT_A_TIME:
             if on is not None:
                 self._begin_on_worker(**on)
-            key = fingerprint(self.name, self.code, inputs)
+            key, fits = fingerprint(self.name, self.code, inputs), _made_from(inputs)
             with store.lock(key):
-                if store.damage(self.kind, key) is not None:
-                    _publish(store, self.kind, key, label, self.body, inputs)
+                if unfit(store, self.kind, key, fits) is not None:
+                    self._publish(store, key, label, inputs)
+                    settle(store, self.kind, key, fits)
                 shutil.rmtree(store.work(key), ignore_errors=True)
-            share(store, self.kind, key)
             return _read_ref(store, self.kind, key, self.ref, inputs)
+
+    def _publish(self, store: Store, key: str, label: str, inputs: dict[str, Any]) -> None:
+        self._check_code()
+        started = time.monotonic()
+        work = store.make_work(key)
+        with store.publishing(self.kind, key) as out:
+            fields = self.body(Job(out, work, label), **inputs)
+            self._check_code()
+            manifest = {
+                "kind": self.kind,
+                "fingerprint": key,
+                "stage": self.name,
+                "inputs": {name: stable(value) for name, value in inputs.items()},
+                "made_from": contents(list(inputs.values())),
+                "fields": {name: _recorded_field(value) for name, value in fields.items()},
+                "environment": environment() | {"threads": _threads(), "worker": worker_name()},
+                "seconds": round(time.monotonic() - started, 3),
+            }
+            seal(out, manifest)
+
+    def _check_code(self) -> None:
+        """Raise Failed where the files differ from what this process began with: bodies import `recall` when they run,
+        so an edit or a `git pull` meanwhile would be filed under the old code's key."""
+        try:
+            now = source_digest(self.body.__module__)
+        except (OSError, ImportError, SyntaxError, AssertionError):  # removed, or half written
+            now = ""
+        if now != self.code:
+            raise Failed(
+                f"the code of the stage {self.name} changed while this run went on, so nothing of it is kept; leave "
+                "the checkout as it is until a run ends, and run it again"
+            )
 
     def _begin_on_worker(self, code: str, run: str, threads: int) -> None:
         """Raise Failed where the worker has other code than the flow; set its threads, which change sums on a CPU."""
@@ -172,24 +207,10 @@ def _stage_named(module: str, name: str) -> Stage[Any]:
     return found
 
 
-def _publish(
-    store: Store, kind: str, key: str, label: str, body: Callable[..., dict[str, Any]], inputs: dict[str, Any]
-) -> None:
-    started = time.monotonic()
-    work = store.work(key)
-    work.mkdir(parents=True, exist_ok=True)
-    with store.publishing(kind, key) as out:
-        fields = body(Job(out, work, label), **inputs)
-        manifest = {
-            "kind": kind,
-            "fingerprint": key,
-            "stage": body.__name__,
-            "inputs": {name: stable(value) for name, value in inputs.items()},
-            "fields": {name: _recorded_field(value) for name, value in fields.items()},
-            "environment": environment() | {"threads": _threads(), "worker": worker_name()},
-            "seconds": round(time.monotonic() - started, 3),
-        }
-        seal(out, manifest)
+def _made_from(inputs: dict[str, Any]) -> Fits:
+    """Was an artifact made from these very bytes? Older manifests do not say, and are believed."""
+    now = contents(list(inputs.values()))
+    return lambda manifest: bool(manifest.get("made_from", now) == now)
 
 
 def _read_ref(store: Store, kind: str, key: str, ref: type[R], inputs: dict[str, Any]) -> R:

@@ -7,7 +7,7 @@ import functools
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -80,13 +80,33 @@ class Store(BaseModel):
                 f"store {self.root} cannot be written ({error.strerror}); choose another with --set store=DIR"
             ) from error
 
+    def make_work(self, fingerprint: str) -> Path:
+        """The folder `work`, made where it is missing.
+
+        Raises:
+            Failed: as `publishing`.
+        """
+        work = self.work(fingerprint)
+        with self._writing("work"):
+            work.mkdir(parents=True, exist_ok=True)
+        return work
+
     @contextmanager
     def lock(self, fingerprint: str) -> Iterator[None]:
-        """One process at a time makes an artifact; the lock dies with the process that holds it."""
-        folder = self.root / "locks"
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / f"{fingerprint}.lock"):
+        """One process at a time makes an artifact; the lock dies with the process that holds it.
+
+        Raises:
+            Failed: as `publishing`.
+        """
+        file = self.root / "locks" / f"{fingerprint}.lock"
+        with self._writing("locks"):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            held = FileLock(file)
+            held.acquire()
+        try:
             yield
+        finally:
+            held.release()
 
     def manifest(self, kind: str, fingerprint: str) -> dict[str, Any] | None:
         """The manifest of a published artifact, or None where there is none that can be read."""
@@ -111,8 +131,7 @@ class Store(BaseModel):
             return f"{folder / MANIFEST} is that of another artifact"
         if not manifest.is_whole:
             return f"{folder / MANIFEST} has changed: its own SHA-256 is not the recorded one"
-        broken = (_file_damage(folder, name, entry, hashes) for name, entry in manifest.files.items())
-        return next(filter(None, broken), None)
+        return files_damage(folder, manifest, hashes)
 
     @contextmanager
     def publishing(self, kind: str, fingerprint: str) -> Iterator[Path]:
@@ -124,7 +143,7 @@ class Store(BaseModel):
             Failed: the disk is full, or the store cannot be written.
         """
         target = self.folder(kind, fingerprint)
-        try:
+        with self._writing(kind):
             target.parent.mkdir(parents=True, exist_ok=True)
             for left_over in target.parent.glob(f".{fingerprint}.*"):
                 shutil.rmtree(left_over)
@@ -139,10 +158,15 @@ class Store(BaseModel):
             finally:
                 for left_over in target.parent.glob(f".{fingerprint}.*"):
                     shutil.rmtree(left_over, ignore_errors=True)
+
+    @contextmanager
+    def _writing(self, what: str) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             if error.errno not in NOT_WRITABLE:
                 raise
-            raise Failed(f"{kind} cannot be written to the store {self.root}: {error.strerror}") from error
+            raise Failed(f"{what} cannot be written to the store {self.root}: {error.strerror}") from error
 
 
 def seal(folder: Path, manifest: dict[str, Any]) -> str:
@@ -156,12 +180,33 @@ def seal(folder: Path, manifest: dict[str, Any]) -> str:
     whole = manifest | {"files": files, "sha256": content}
     whole["manifest_sha256"] = digest(whole)
     (folder / MANIFEST).write_text(json.dumps(whole, indent=2, sort_keys=True), encoding="utf-8")
+    flush(folder)
+    return content
+
+
+def flush(folder: Path) -> None:
+    """Bring every file of a folder to the disk itself."""
     for file in folder.rglob("*"):
         if file.is_file():
             with file.open("rb") as opened:
                 os.fsync(opened.fileno())
     _fsync_folder(folder)
-    return content
+
+
+def files_damage(folder: Path, manifest: Manifest, hashes: bool = True) -> str | None:
+    """What is wrong with the files that a manifest names, in words; None if they are all there as recorded."""
+    broken = (_file_damage(folder, name, entry, hashes) for name, entry in manifest.files.items())
+    return next(filter(None, broken), None)
+
+
+def weights_sha256(files: Mapping[str, str]) -> str:
+    """SHA-256 of a model's weights: of its one .safetensors file, or of the list of its shards' digests.
+
+    Args:
+        files: name to SHA-256 of every file of the model's folder.
+    """
+    shards = {name: sha256 for name, sha256 in files.items() if name.endswith(".safetensors")}
+    return next(iter(shards.values())) if len(shards) == 1 else digest(shards)
 
 
 def _file_damage(folder: Path, name: str, expected: FileEntry, hashes: bool) -> str | None:

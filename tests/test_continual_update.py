@@ -1,6 +1,7 @@
 """The whole flow with a tiny model: real Prefect, MLflow, DVC and Git underneath, and the command as people run it."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from prefect.artifacts import Artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.sorting import FlowRunSort, TaskRunSort
+from project import Project
 
 STAGES = ["version_dataset", "finetune", "cluster", "represent", "weigh", "merge", "evaluate"]
 
@@ -70,6 +72,31 @@ def test_it_ends_with_what_every_method_kept_and_lost(finished):
     assert result["version"] == "3"
     assert not result["draft"]
     assert (finished.folder / result["report"]).read_text().startswith("<!doctype html>")
+
+
+def test_the_report_is_written_again_from_the_registry_alone(finished, tmp_path):
+    """In a folder without store, data or Git; the last version's is the stream's."""
+    shutil.copy(finished.folder / "params.yaml", tmp_path)
+    elsewhere = Project(tmp_path)
+    elsewhere.environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{finished.folder / 'mlflow.db'}"
+    done = elsewhere.recall("report")
+    first = Path(done.stdout.strip())
+    assert first == tmp_path / "reports" / "report.html"
+    assert first.read_text() == (finished.folder / finished.result["report"]).read_text()
+    again = json.loads(elsewhere.recall("report", "--version", "3", "--out", "own.html", "--json").stdout)
+    rows = [sorted(re.split("<tr>|</table>|\n", page.read_text())) for page in (tmp_path / "own.html", first)]
+    assert rows[0] == rows[1], "but for the settings, which lineage.json has in the order of their names"
+    assert again == finished.result | {"report": "own.html"}
+    second = elsewhere.recall("report", "--version", "2", "--json")
+    found = json.loads(second.stdout)
+    assert (found["version"], found["learning_tasks"]) == ("2", ["names", "reviews"])
+    assert found["methods"]["recall"]["forgetting"] is not None
+    assert "left out, for they were not scored on the unseen learning tasks then: sequential, average" in second.stderr
+    assert "version 2" in (tmp_path / "reports" / "version-2.html").read_text()
+    refused = elsewhere.recall("report", "--version", "9", expect=2)
+    assert "tiny has no version 9; it has 1, 2, 3" in refused.stderr
+    nothing = elsewhere.recall("report", "--set", "stream.name=other", expect=2)
+    assert "MLflow has no finished run of the stream other" in nothing.stderr
 
 
 def test_every_update_is_a_version_with_the_tags_of_an_audit(finished, registry):

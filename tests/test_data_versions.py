@@ -98,6 +98,15 @@ def test_changed_files_are_named_and_refused(project: Path) -> None:
         assert part in str(error.value)
 
 
+def test_changed_files_are_named_where_the_cache_lies_elsewhere(project: Path) -> None:
+    (project / ".dvc" / "cache").rename(project.parent / "cache")
+    (project / ".dvc" / "config.local").write_text("[cache]\n    dir = ../../cache\n")
+    made = project / "data" / "made"
+    (made / "train.jsonl").write_text("other\n")
+    with pytest.raises(BadInput, match=r"train\.jsonl \(changed\)"):
+        data_versions.check_clean(made)
+
+
 def test_stage_output_taken_in_is_clean_tracked_and_pushed(project: Path) -> None:
     made = project / "data" / "made"
     before = data_versions.tracked_hash(made)

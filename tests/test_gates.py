@@ -83,7 +83,7 @@ def test_where_nothing_can_be_compared_the_gate_is_borderline_and_says_why():
     found = verdict({"one": answers(0.9)}, {}, {"films": answers(0.9)}, {})
     assert found.outcome == "borderline"
     assert (gate(found, "unseen").estimate, gate(found, "unseen").rows) == (None, 0)
-    assert "version 1 was not scored on the same rows of films" in found.why
+    assert "version 1 was not scored on the same rows, by the same metric and settings, of films" in found.why
 
 
 def test_a_refusal_fails_whatever_the_scores_are():

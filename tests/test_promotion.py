@@ -28,6 +28,8 @@ from recall.gates import Verdict
 from recall.ledger import standing
 from recall.load_settings import load_settings
 from tasks import ledger, registry
+from tasks.run_files import read_record, read_run_lineage
+from tasks.store import Store
 
 HERE = Path(__file__).parent
 PASS = ["promotion.minimum_average=0", "promotion.maximum_forgetting=1", "promotion.unseen_margin=1"]
@@ -155,31 +157,49 @@ def test_a_verdict_that_chance_may_have_made_does_not_promote(project):
     assert where() == (None, None)
 
 
+class Deployed:
+    """A run of a deployment, whose processes are started as a worker starts them."""
+
+    def __init__(self, finished, options):
+        self.project, self.prefect = finished, get_client(sync_client=True)
+        with self.prefect:
+            flow_id = self.prefect.create_flow(promote)
+            deployment = self.prefect.create_deployment(flow_id, "promote", entrypoint="flows.promote.promote")
+            parameters = {"overrides": options, "who": "timer"}
+            self.run = self.prefect.create_flow_run_from_deployment(deployment, parameters=parameters)
+
+    def execute(self):
+        """One process, which ends where the run is suspended or done; returns the run's state."""
+        self.project.environment["MLFLOW_TRACKING_URI"] = os.environ["MLFLOW_TRACKING_URI"]
+        environment = self.project.environment | {"PREFECT__FLOW_RUN_ID": str(self.run.id)}
+        command = [sys.executable, "-m", "prefect.engine"]
+        done = subprocess.run(command, cwd=self.project.folder, env=environment, capture_output=True, text=True)
+        with get_client(sync_client=True) as prefect:
+            state = prefect.read_flow_run(self.run.id).state
+        assert state.name in ("Suspended", "Completed"), done.stderr
+        return state
+
+    def answer(self, approve):
+        resume_flow_run(self.run.id, run_input={"approve": approve, "by": "eve", "reason": "read the answers"})
+
+
+def bounds(version):
+    """Of the average gate."""
+    gate = promoted(version, overrides=[*PASS, "promotion.minimum_average=1"])["verdict"]["gates"][0]
+    return gate["low"], gate["high"]
+
+
 @pytest.mark.nightly
 @pytest.mark.parametrize(("approve", "champion"), [(True, "3"), (False, None)])
 def test_a_deployed_run_waits_for_a_persons_word(project, finished, approve, champion):
     """As a worker runs it: the first process ends suspended; after the answer a second one goes on."""
-    level = promoted("3", overrides=[*PASS, "promotion.minimum_average=1"])["verdict"]["gates"][0]["estimate"]
-    options = [*PASS, f"promotion.minimum_average={level}", "promotion.approval=true"]
-    with get_client(sync_client=True) as prefect:
-        flow_id = prefect.create_flow(promote)
-        deployment = prefect.create_deployment(flow_id, "promote", entrypoint="flows.promote.promote")
-        run = prefect.create_flow_run_from_deployment(deployment, parameters={"overrides": options, "who": "timer"})
-
-        def execute():
-            finished.environment["MLFLOW_TRACKING_URI"] = os.environ["MLFLOW_TRACKING_URI"]
-            environment = finished.environment | {"PREFECT__FLOW_RUN_ID": str(run.id)}
-            command = [sys.executable, "-m", "prefect.engine"]
-            done = subprocess.run(command, cwd=finished.folder, env=environment, capture_output=True, text=True)
-            return prefect.read_flow_run(run.id).state, done.stderr
-
-        state, errors = execute()
-        assert state.name == "Suspended", errors
-        assert tags("3")["recall.promotion"].startswith("waits for approval since 20")
-        assert where() == (None, None)
-        resume_flow_run(run.id, run_input={"approve": approve, "by": "eve", "reason": "read the answers"})
-        state, errors = execute()
-    assert state.name == "Completed", errors
+    run = Deployed(finished, [*PASS, f"promotion.minimum_average={sum(bounds('3')) / 2}", "promotion.approval=true"])
+    assert run.execute().name == "Suspended"
+    assert tags("3")["recall.promotion"].startswith("waits for approval since 20")
+    assert where() == (None, None)
+    run.answer(approve)
+    state = run.execute()
+    assert state.name == "Completed"
     assert where() == (champion, None)
     if approve:
         (entry,) = ledger.read_ledger("tiny")
@@ -187,6 +207,30 @@ def test_a_deployed_run_waits_for_a_persons_word(project, finished, approve, cha
         assert "approved by eve: read the answers" in entry.why
     else:
         assert "not approved by eve: read the answers" in state.message
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("change", ["a newer version", "another champion"])
+def test_an_answer_is_taken_for_nothing_but_what_was_asked(project, finished, change):
+    """Whatever changed between question and answer is judged again, and asked about again."""
+    lows, highs = zip(bounds("2"), bounds("3"), strict=True)
+    level = (max(lows) + min(highs)) / 2
+    assert max(lows) < level <= min(highs), "borderline for both"
+    if change == "a newer version":
+        project.set_registered_model_alias("tiny", "challenger", "2")
+    run = Deployed(finished, [*PASS, f"promotion.minimum_average={level}", "promotion.approval=true"])
+    assert run.execute().name == "Suspended"
+    if change == "a newer version":
+        project.set_registered_model_alias("tiny", "challenger", "3")
+    else:
+        moved("1")
+    before = where()
+    run.answer(True)
+    assert run.execute().name == "Suspended"
+    assert where() == before
+    run.answer(True)
+    assert run.execute().name == "Completed"
+    assert where() == ("3", before[0])
 
 
 @pytest.mark.parametrize(
@@ -444,3 +488,126 @@ def test_another_machine_goes_on_with_the_registry_alone(project, finished, tmp_
     monkeypatch.chdir(elsewhere)
     assert promoted("3")["champion"] == "3"
     assert isinstance(project, MlflowClient)
+
+
+class Again:
+    """An update's record and lineage, to be registered once more as another run would."""
+
+    def __init__(self, finished, version, **changes):
+        run = tags(version)["recall.run_id"]
+        self.store = Store(root=finished.folder / ".store")
+        self.record = read_record("tiny", run).model_copy(update=changes)
+        self.lineage = read_run_lineage("tiny", run)
+        self.parent = registry.start_stream_run("tiny", "another")
+
+    def register(self, **tags):
+        return registry.register_update(self.store, "tiny", self.parent, self.record, self.lineage, tags)
+
+    @property
+    def run(self):
+        experiment = registry.client().get_experiment_by_name("tiny").experiment_id
+        (found,) = registry.client().search_runs([experiment], f"tags.`mlflow.parentRunId` = '{self.parent}'")
+        return found
+
+
+def test_a_draft_leaves_a_version_that_is_none_as_it_is(project, finished, capsys):
+    """The same model, found again by a try with other baselines and an uncommitted params.yaml."""
+    moved("3")
+    before = tags("3")
+    draft = Again(finished, "3", key="another", draft=True)
+    assert draft.register(**{"recall.draft": "true", "recall.draft_because": "uncommitted"}) == "3"
+    assert tags("3") == before
+    assert draft.run.info.status == "FINISHED"
+    assert draft.run.data.metrics
+    assert f"this run is a draft, and what it found is in MLflow's run {draft.run.info.run_id} alone" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    clean = Again(finished, "3", key="another", draft=False)
+    assert clean.register(**{"recall.draft": "false"}) == "3"
+    assert tags("3")["recall.run_id"] == clean.run.info.run_id
+
+
+def test_a_version_that_nobody_finished_may_become_a_draft(project, finished):
+    project.delete_model_version_tag("tiny", "3", registry.KEY)
+    Again(finished, "3", draft=True).register(**{"recall.draft": "true"})
+    assert tags("3")["recall.draft"] == "true"
+
+
+def test_metrics_are_whole_after_a_kill_between_two_batches(project, finished, monkeypatch):
+    original = project.get_run(tags("3")["recall.run_id"])
+    again = Again(finished, "3", key="another")
+    monkeypatch.setattr(registry, "BATCH", 7)
+    log_batch, batches = MlflowClient.log_batch, []
+
+    def dying(self, run_id, **logged):
+        batches.append(logged)
+        if len(batches) == 3:
+            raise KeyboardInterrupt
+        return log_batch(self, run_id, **logged)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", dying)
+    with pytest.raises(KeyboardInterrupt):
+        again.register()
+    assert 0 < len(again.run.data.metrics) < len(original.data.metrics)
+    again.register()
+    assert again.run.data.metrics == original.data.metrics
+    assert again.run.data.params == original.data.params
+    for name in ("training/loss", "weight/current"):
+        steps = [[(point.step, point.value) for point in project.get_metric_history(run.info.run_id, name)]
+                 for run in (again.run, original)]  # fmt: skip
+        assert sorted(steps[0]) == sorted(steps[1])
+
+
+@pytest.fixture
+def foreign(project):
+    """A version that somebody registered by hand, or whose run was killed before its first tag."""
+    return str(project.create_model_version("tiny", registry.version("tiny", "3").source).version)
+
+
+def test_a_version_of_somebody_elses_is_refused_in_words(foreign):
+    found = promoted(foreign)
+    assert f"version {foreign} of tiny was not promoted" in found["said"]
+    assert "nothing says what it was made from" in found["said"]
+    assert (found["verdict"]["outcome"], found["verdict"]["gates"], where()) == ("fail", [], (None, None))
+    with pytest.raises(Failed, match=f"version {foreign} of tiny is none that `recall run` has registered"):
+        registry.run_ids("tiny", [foreign])
+    assert recall("report", "--version", foreign).exit_code == 1
+    assert [row["learning_task"] for row in status()["versions"]] == ["names", "reviews", "countries", None]
+
+
+def test_the_challenger_is_never_a_version_of_somebody_elses(foreign, finished):
+    Again(finished, "2").register()
+    assert registry.aliases("tiny")["challenger"] == "3"
+
+
+@pytest.mark.parametrize(
+    ("setting", "compared"), [("max_new_tokens", False), ("max_tokens", False), ("batch_size", True)]
+)
+def test_a_champion_scored_by_other_settings_is_not_compared(project, finished, setting, compared):
+    """One that generated shorter answers lost points for that, not for what it knows."""
+    original = tags("1")["recall.run_id"]
+    lineage = read_run_lineage("tiny", original).model_dump(mode="json")
+    lineage["settings"]["evaluation"][setting] += 1
+    run = project.create_run(project.get_experiment_by_name("tiny").experiment_id).info.run_id
+    project.log_artifacts(run, project.download_artifacts(original, ""))
+    project.log_text(run, json.dumps(lineage), "lineage.json")
+    project.set_model_version_tag("tiny", "1", registry.RUN, run)
+    moved("1")
+    unseen = Verdict.model_validate(promoted("3")["verdict"]).gates[-1]
+    assert unseen.compared_with == "the champion, version 1"
+    if compared:
+        assert (unseen.outcome, unseen.rows) == ("pass", 12)
+    else:
+        assert (unseen.outcome, unseen.rows) == ("borderline", 0)
+        assert "by the same metric and settings, of films, spanish" in unseen.note
+
+
+def test_a_restore_that_fails_leaves_nothing_behind(project, finished, tmp_path):
+    record = registry.find_update("tiny", tags("3")[registry.KEY])
+    store, merged = Store(root=tmp_path / "store"), record.models["recall"].current
+    with pytest.raises(Failed, match="MLflow holds other files than were registered"):
+        registry.restore(store, "tiny", record, merged.model_copy(update={"sha256": "0"}))
+    assert not list((store.root / "work").iterdir())
+    registry.restore(store, "tiny", record, merged)
+    assert store.manifest("merged", merged.fingerprint)["sha256"] == merged.sha256
+    assert not list((store.root / "work").iterdir())

@@ -1,5 +1,6 @@
 """The store's second tier: pushed whole, believed only after its SHA-256, and as good as having made it."""
 
+import errno
 import json
 import os
 import socket
@@ -12,13 +13,14 @@ import uuid
 import counting_stage
 import fsspec
 import pytest
-from counting_stage import count_up
+from counting_stage import count_up, total
 from dask_cluster import wait_until
+from fsspec.implementations.memory import MemoryFileSystem
 from prefect import flow
 from test_store import publish
 
 from recall.errors import BadInput, Failed
-from tasks.remote import bring, check_remote, share
+from tasks.remote import anything, bring, check_remote, settle, share
 from tasks.store import MANIFEST, Store
 
 
@@ -130,17 +132,65 @@ def test_a_manifest_that_is_not_of_this_artifact_is_no_manifest(pushed, remote, 
     assert not list((tmp_path / "there").rglob("escaped.txt"))
 
 
-def test_machines_that_made_different_bytes_never_mix_them(tmp_path, remote):
-    """On another processor sums differ: the last manifest wins, with its own files."""
+@pytest.mark.parametrize("sealed", [True, False])
+def test_a_manifest_with_one_changed_number_is_not_believed(pushed, remote, tmp_path, capsys, sealed):
+    """Its files all have their SHA-256; a score is a field of the manifest, and goes from there to the report."""
+    fs, root = fsspec.url_to_fs(remote)
+    manifest = pushed.manifest("merged", "f1") | {"fields": {"score": 0.91}}
+    if not sealed:
+        del manifest["manifest_sha256"]
+    fs.pipe_file(f"{root}/merged/f1/{MANIFEST}", json.dumps(manifest).encode())
+    other = store_at(tmp_path / "there", remote)
+    assert "missing" in bring(other, "merged", "f1")
+    assert "not what was pushed" in capsys.readouterr().err
+    share(pushed, "merged", "f1")
+    assert bring(other, "merged", "f1") is None
+    assert other.manifest("merged", "f1") == pushed.manifest("merged", "f1")
+
+
+def test_who_made_other_bytes_of_the_same_inputs_takes_those_that_were_there_first(tmp_path, remote, capsys):
+    """On another processor sums differ."""
     one, two = store_at(tmp_path / "one", remote), store_at(tmp_path / "two", remote)
     publish(one, "weights")
+    settle(one, "merged", "f1", anything)
     publish(two, "weiGhts")
+    with two.lock("f1"):
+        settle(two, "merged", "f1", anything)
+    assert "another machine was first" in capsys.readouterr().err
+    assert two.damage("merged", "f1") is None
+    assert (two.folder("merged", "f1") / "model.txt").read_text() == "weights"
+    assert len([name for name in files(remote) if name.endswith("model.txt")]) == 1
+
+
+def test_what_was_used_already_is_neither_given_up_nor_pushed_over_anothers(tmp_path, remote):
+    one, two = store_at(tmp_path / "one", remote), store_at(tmp_path / "two", remote)
+    publish(one, "weights")
     share(one, "merged", "f1")
+    publish(two, "weiGhts")
+    before = files(remote)
     share(two, "merged", "f1")
-    assert len([name for name in files(remote) if name.endswith("model.txt")]) == 2
-    other = store_at(tmp_path / "there", remote)
-    assert bring(other, "merged", "f1") is None
-    assert (other.folder("merged", "f1") / "model.txt").read_text() == "weiGhts"
+    assert files(remote) == before
+    assert (two.folder("merged", "f1") / "model.txt").read_text() == "weiGhts"
+
+
+@flow
+def add_up(store, number):
+    return total(store, f"number {number}", counted=count_up(store, f"number {number}", number=number))
+
+
+def test_two_machines_bytes_are_never_mixed(tmp_path, remote, prefect_harness, monkeypatch):
+    """The first machine's second stage and the other's first lie at the remote; a third makes its own second."""
+    number = uuid.uuid4().int % 10**9
+    one = add_up(Store(root=tmp_path / "one"), number)
+    monkeypatch.setattr(counting_stage, "MACHINE", "other")
+    other = store_at(tmp_path / "other", remote)
+    count(other, number)
+    share(store_at(tmp_path / "one", remote), one.kind, one.fingerprint)
+    assert len([name for name in files(remote) if name.endswith(MANIFEST)]) == 2
+    third = add_up(store_at(tmp_path / "third", remote), number)
+    assert (third.path / "total.txt").read_text() == f"other {number}"
+    assert files(remote)[f"totals/{one.fingerprint}/{third.sha256}/total.txt"].decode() == f"other {number}"
+    assert add_up(store_at(tmp_path / "fourth", remote), number).sha256 == third.sha256
 
 
 @flow
@@ -181,3 +231,30 @@ def test_a_remote_that_cannot_be_used_is_one_sentence(tmp_path):
 def test_a_remote_that_can_be_used_is_left_as_it_was(remote):
     check_remote(remote)
     assert not files(remote)
+
+
+class Broken(MemoryFileSystem):
+    """As s3fs has it, an error that it does not know is EIO."""
+
+    protocol = "broken"
+
+    def get_file(self, *_, **__):
+        raise OSError(self.number, os.strerror(self.number))
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.EIO, "store_remote broken://.* cannot be used .*Input/output error"),
+        (errno.ENOSPC, "merged cannot be written to the store .*there: No space left on device"),
+    ],
+)
+def test_a_failed_download_names_whose_fault_it_is(tmp_path, monkeypatch, number, words):
+    fsspec.register_implementation("broken", Broken, clobber=True)
+    monkeypatch.setattr(Broken, "number", number, raising=False)
+    remote = f"broken://{uuid.uuid4().hex}/remote"
+    store = store_at(tmp_path / "here", remote)
+    publish(store)
+    share(store, "merged", "f1")
+    with pytest.raises(Failed, match=words):
+        bring(store_at(tmp_path / "there", remote), "merged", "f1")

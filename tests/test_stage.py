@@ -1,17 +1,19 @@
 """A stage as a cached task of real Prefect: hits, damage, a moved store, and results as JSON."""
 
+import importlib
 import json
 import shutil
 from pathlib import Path
 
 import counting_stage
 import pytest
-from counting_stage import count_up
+from counting_stage import count_up, total
 from prefect import flow
 from prefect.results import ResultRecord
 from prefect.serializers import PickleSerializer
 from prefect.settings import PREFECT_RESULTS_LOCAL_STORAGE_PATH
 
+from recall.errors import Failed
 from tasks.store import Store
 
 
@@ -114,6 +116,56 @@ def test_nothing_but_the_artifact_stays_behind(store):
     (ref,) = count(store, 6)
     assert sorted(path.name for path in ref.path.iterdir()) == ["manifest.json", "number.txt"]
     assert not list((store.root / "work").iterdir())
+
+
+EDITS_ITSELF = """
+from pathlib import Path
+from tasks.refs import SamplesRef
+from tasks.stage import Job, stage
+
+@stage(kind="samples", ref=SamplesRef)
+def edited(job: Job, edit: str):
+    (job.out / "made.txt").write_text("by whichever code was there")
+    if edit == "pull":
+        with Path(__file__).open("a") as file:
+            file.write("# other code")
+    if edit == "removal":
+        Path(__file__).unlink()
+    return {"count": 1}
+"""
+
+
+@pytest.mark.parametrize("edit", ["pull", "removal"])
+def test_what_was_made_while_the_code_changed_is_not_kept(store, tmp_path, monkeypatch, edit):
+    """Bodies import `recall` when they run, so a `git pull` meanwhile would be filed under the old code's key."""
+    (tmp_path / f"stage_{edit}.py").write_text(EDITS_ITSELF)
+    monkeypatch.syspath_prepend(tmp_path)
+    stage = importlib.import_module(f"stage_{edit}").edited
+
+    @flow
+    def run():
+        return stage(store, "one", edit=edit)
+
+    with pytest.raises(Failed, match="the code of the stage edited changed while this run went on"):
+        run()
+    assert not list((store.root / "samples").iterdir())
+
+
+def test_what_was_made_from_other_bytes_than_are_there_now_is_made_again(store, monkeypatch, capsys):
+    """An input that came from another machine has the same fingerprint, and other bytes."""
+
+    @flow
+    def add_up():
+        return total(store, "number 10", counted=count_up(store, "number 10", number=10))
+
+    before = add_up()
+    shutil.rmtree(store.root / "samples")
+    monkeypatch.setattr(counting_stage, "MACHINE", "other")
+    after = add_up()
+    assert (after.path / "total.txt").read_text() == "other 10"
+    assert (after.fingerprint, after.path) == (before.fingerprint, before.path)
+    assert after.sha256 != before.sha256
+    assert "was made from other files" in " ".join(capsys.readouterr().err.split())
 
 
 def test_the_manifest_says_what_went_in(store):

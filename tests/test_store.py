@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -137,3 +138,27 @@ def test_a_full_disk_is_said_in_one_sentence_and_leaves_nothing(store):
         (out / "model.txt").write_text("half")
         raise OSError(28, "No space left on device")
     assert not list((store.root / "merged").iterdir())
+
+
+@pytest.mark.parametrize("folder", ["locks", "work"])
+def test_a_full_disk_is_said_in_one_sentence_before_any_artifact_too(store, monkeypatch, folder):
+    mkdir = Path.mkdir
+
+    def full(path, *arguments, **options):
+        if folder in path.parts:
+            raise OSError(28, "No space left on device")
+        mkdir(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    with (
+        pytest.raises(Failed, match=f"{folder} cannot be written to the store .*: No space left on device"),
+        store.lock("f1"),
+    ):
+        store.make_work("f1")
+
+
+def test_a_failure_under_a_lock_stays_what_it_is_and_frees_it(store):
+    with pytest.raises(OSError, match="No space left on device"), store.lock("f1"):
+        raise OSError(28, "No space left on device")
+    with store.lock("f1"):
+        assert publish(store, fingerprint="f2").is_dir()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from rich.console import Console
 from sample_result import RECALL, SEQUENTIAL, TASKS, sample_result
 
@@ -180,10 +182,10 @@ def test_metric_files_read_back(tmp_path: Path) -> None:
     assert metrics["base"]["scores"]["reviews"] == 0.54
 
     accuracy = list(csv.DictReader((tmp_path / "plots" / "accuracy.csv").open()))
-    assert [(row["update"], row["learning_task"]) for row in accuracy] == [
-        (str(n + 1), task) for n, task in enumerate(TASKS)
+    assert [(row["update"], row["learning_task"], row["method"]) for row in accuracy] == [
+        (str(n + 1), task, method) for n, task in enumerate(TASKS) for method in ("sequential", "average", "recall")
     ]
-    assert float(accuracy[1]["sequential"]) == pytest.approx((SEQUENTIAL[2][0] + SEQUENTIAL[2][1]) / 2)
+    assert float(accuracy[3]["average_accuracy"]) == pytest.approx((SEQUENTIAL[2][0] + SEQUENTIAL[2][1]) / 2)
 
     weights = list(csv.DictReader((tmp_path / "plots" / "weights.csv").open()))
     assert len(weights) == 3 * 31 * 2
@@ -215,3 +217,23 @@ def test_the_summary_loads_nothing_heavy() -> None:
         "import sys, recall.summary; print({'torch', 'matplotlib', 'transformers', 'jinja2', 'numpy'} & {*sys.modules})"
     )
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "set()\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("baselines", [[], ["sequential", "ewc"]])
+def test_dvc_draws_a_line_for_each_method_whichever_baselines_there_are(tmp_path: Path, baselines: list[str]) -> None:
+    project = Path(__file__).parents[1]
+    for command in ("git init --quiet", f"{sys.executable} -m dvc init --quiet"):
+        subprocess.run(command.split(), cwd=tmp_path, check=True)
+    shutil.copytree(project / ".dvc" / "plots", tmp_path / ".dvc" / "plots", dirs_exist_ok=True)
+    plots = yaml.safe_load((project / "dvc.yaml").read_text())["plots"]
+    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"plots": plots}))
+    result = sample_result()
+    methods = {"recall": result.methods["recall"]} | dict.fromkeys(baselines, result.methods["sequential"])
+    write_metric_files(result.model_copy(update={"methods": methods}), tmp_path / "reports")
+    plots_show = [sys.executable, "-m", "dvc", "plots", "show", "--json"]
+    shown = subprocess.run(plots_show, cwd=tmp_path, check=True, capture_output=True, text=True)
+    (found,) = json.loads(shown.stdout)["data"]["accuracy"]
+    assert found["content"]["encoding"]["color"]["field"] == "method"
+    drawn = {(point["method"], point["update"]) for point in found["content"]["data"]["values"]}
+    assert drawn == {(name, str(update)) for name in methods for update in (1, 2, 3)}
