@@ -5,7 +5,7 @@ import tiny
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-pytest_plugins = ["merge_fixture", "prefect_fixture", "servers"]
+pytest_plugins = ["audited_project", "merge_fixture", "prefect_fixture", "servers"]
 
 # Files that run the whole flow many times go first, so that no worker is left alone with one at the end.
 SLOWEST_FIRST = ("test_chaos", "test_kill", "test_continual_update", "test_baselines", "test_schedule")
