@@ -42,10 +42,11 @@ def _commit_link(update: Registered, name: str, commit: str | None, folder: Path
     expected = f"commit {commit}"
     if git(folder, "cat-file", "-e", f"{commit}^{{commit}}") is not None:
         return update.link("code", name, "ok", expected, "it is in the repository")
-    if (shallow := git(folder, "rev-parse", "--is-shallow-repository")) is None:
+    shallow = [git(place, "rev-parse", "--is-shallow-repository") for place in (folder, Path.cwd())]
+    if shallow[0] is None:
         return update.link("code", name, "unknown", expected, f"{folder} is no Git repository", out_of_reach=True)
-    if shallow == "true":
-        found = f"{folder} is a shallow clone without it; run `git fetch --unshallow`"
+    if "true" in shallow:
+        found = "a shallow clone, which does not have it; run `git fetch --unshallow`"
         return update.link("code", name, "unknown", expected, found, out_of_reach=True)
     found = f"the repository around {folder} does not have it"
     if draft:

@@ -54,6 +54,9 @@ def locate(path: Path, dvc_hash: str, commit: str | None, work: Path) -> Path:
         return path
     if out.exists():
         return out
+    unreached = work / f"{dvc_hash}.unreached"
+    if unreached.exists():  # each question to a remote that is down takes seconds
+        raise OutOfReach(unreached.read_text(encoding="utf-8"))
     partial = work / f"{dvc_hash}.partial"
     _remove(partial)
     partial.parent.mkdir(parents=True, exist_ok=True)
@@ -63,6 +66,9 @@ def locate(path: Path, dvc_hash: str, commit: str | None, work: Path) -> Path:
         if (found := working_hash(partial)) != dvc_hash:
             raise Failed(f"{path} as DVC brings it has hash {found}, not the recorded {dvc_hash}")
         os.replace(partial, out)
+    except OutOfReach as error:
+        unreached.write_text(str(error), encoding="utf-8")
+        raise
     finally:
         _remove(partial)
     return out
