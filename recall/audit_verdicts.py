@@ -98,7 +98,7 @@ class AuditReport(Frozen):
             return f"{self.model_uri} failed at level {self.level}: {first}{more}"
         return (
             f"{self.model_uri} could not be audited to the end at level {self.level}: {total - unknown} of {total} "
-            f"links hold, {away} were out of reach: {first}; run it again"
+            f"links hold, {away} out of reach: {first}; run it again"
         )
 
 
