@@ -14,6 +14,7 @@ from recall.audit_verdicts import AuditReport, Level
 from recall.errors import Failed
 from recall.load_settings import load_settings
 from recall.markdown import escaped
+from tasks import ledger, registry
 
 
 @flow(name="audit")
@@ -28,16 +29,26 @@ def audit(
 
     Raises:
         BadInput: there is no such version.
-        Failed: a link does not hold, so that the flow run fails, and what watches it hears of that.
+        Failed: a link does not hold or was out of reach, so that the flow run fails, and what watches it hears of that.
     """
     settings = load_settings(Path(config))
+    if model_uri is None and not _has_champion(settings.stream.name):
+        verdict = (
+            f"{settings.stream.name} has no champion yet, so there is nothing to audit; `recall promote` makes one"
+        )
+        return {"verdict": verdict, "links": 0, "unknown": 0}
     uri = model_uri or f"models:/{settings.stream.name}@champion"
     report, lineage = examine(uri, level, settings.store, checked_key(Path(public_key) if public_key else None))
     folder = write_outputs(report, lineage, Path(out) if out else None)
     create_markdown_artifact(_markdown(report, folder), key="audit", description="Does every link of the lineage hold?")
-    if report.failed:
+    if report.outcome != "passed":
         raise Failed(report.verdict)
     return {"verdict": report.verdict, "links": len(report.links), "unknown": len(report.unknown)}
+
+
+def _has_champion(stream: str) -> bool:
+    """By the alias, or by the ledger, from which the alias may have been taken away."""
+    return "champion" in registry.aliases(stream) or bool(ledger.read_ledger(stream))
 
 
 def _markdown(report: AuditReport, folder: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -30,7 +31,7 @@ def audit(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Rebuild what a registered model was made from, and check every link; exit code 1 where one does not hold."""
+    """Rebuild what a registered model was made from, and check every link; exit code 1 unless all hold."""
     with errors_in_one_sentence(debug):
         set_defaults(store, debug)
         from flows.audit_levels import checked_key, examine
@@ -42,7 +43,7 @@ def audit(
             print(report.model_dump_json(indent=1))
         else:
             _show(report, folder)
-    if report.failed:
+    if report.outcome != "passed":
         sys.exit(1)
 
 
@@ -51,6 +52,7 @@ def sign(
     key: Annotated[
         Path | None, typer.Option(help="elliptic-curve private key (PEM); without it RECALL_SIGNING_KEY names one")
     ] = None,
+    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Sign a registered version: its model folder, its lineage and its name; `recall audit --public-key` checks it."""
@@ -61,8 +63,11 @@ def sign(
 
         private_key = signing.key_path(key)
         stream, number = find_version(model_uri)
-        signing.sign(stream, number, private_key)
-        console.print(f"signed version {number} of {stream}", highlight=False)
+        run_id = signing.sign(stream, number, private_key)
+        if as_json:
+            print(json.dumps({"stream": stream, "version": number, "run_id": run_id, "signature": signing.SIGNATURE}))
+        else:
+            console.print(f"signed version {number} of {stream}", highlight=False)
 
 
 def _show(report: AuditReport, folder: Path) -> None:

@@ -12,7 +12,8 @@ from recall.ledger import Entry, standing
 from recall.results import Frozen
 from recall.settings import Settings
 from tasks import ledger, registry
-from tasks.promote import AUDIT, PROMOTION, VERDICT
+from tasks.audit_marks import verdicts
+from tasks.promote import PROMOTION, VERDICT
 
 
 class VersionRow(Frozen):
@@ -70,7 +71,7 @@ def stream_status(settings: Settings) -> Status:
                 aliases=sorted(name for name, number in aliases.items() if number == str(version.version)),
                 promotion=version.tags.get(PROMOTION),
                 verdict=version.tags.get(VERDICT),
-                audit=version.tags.get(AUDIT),
+                audit="; ".join(verdicts(version.tags)) or None,
             )
             for version in versions
         ],

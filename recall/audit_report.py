@@ -14,7 +14,7 @@ from recall.text_files import write_text
 WORDS = {"ok": "holds", "failed": "does not hold", "unknown": "could not be checked"}
 
 
-def write_audit(report: AuditReport, lineage: Lineage, folder: Path) -> None:
+def write_audit(report: AuditReport, lineage: Lineage | None, folder: Path) -> None:
     """Write `audit.html` and `audit.json` to `folder`, each whole or not at all.
 
     Raises:
@@ -24,7 +24,7 @@ def write_audit(report: AuditReport, lineage: Lineage, folder: Path) -> None:
     write_text(folder / "audit.json", report.model_dump_json(indent=1))
 
 
-def render_audit(report: AuditReport, lineage: Lineage) -> str:
+def render_audit(report: AuditReport, lineage: Lineage | None) -> str:
     """The page's HTML; all text from data sets and the registry is escaped."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),

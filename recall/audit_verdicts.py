@@ -9,11 +9,15 @@ from recall.results import Frozen
 
 Status = Literal["ok", "failed", "unknown"]
 Level = Literal["hashes", "merge", "full"]
+Outcome = Literal["passed", "failed", "incomplete"]
 BEFORE = "registered before audits recorded it"
 
 
 class Link(Frozen):
-    """One thing that was checked; `node` is the box of the drawing that it belongs to, `update` 0 where to none."""
+    """One thing that was checked; `node` is the box of the drawing that it belongs to, `update` 0 where to none.
+
+    `out_of_reach`: it is unknown only because something could not be looked at now, so another audit may find out.
+    """
 
     update: int
     node: str
@@ -21,6 +25,7 @@ class Link(Frozen):
     status: Status
     expected: str
     found: str
+    out_of_reach: bool = False
 
     @property
     def sentence(self) -> str:
@@ -41,7 +46,8 @@ class AuditedUpdate(Frozen):
 
 
 class AuditReport(Frozen):
-    """One audit. `passed` allows for what is unknown, and says how much of that there is."""
+    """One audit. `passed` allows for what was never recorded and says how much of that there is; what was out of reach
+    makes the audit `incomplete`."""
 
     model_uri: str
     stream: str
@@ -63,19 +69,37 @@ class AuditReport(Frozen):
         return [link for link in self.links if link.status == "unknown"]
 
     @property
+    def out_of_reach(self) -> list[Link]:
+        """The links that another audit may be able to check."""
+        return [link for link in self.links if link.out_of_reach]
+
+    @property
+    def outcome(self) -> Outcome:
+        """The audit in a word."""
+        return "failed" if self.failed else "incomplete" if self.out_of_reach else "passed"
+
+    @property
     def tag(self) -> str:
-        """What the registered version is marked with."""
-        return f"failed: {self.failed[0].sentence}" if self.failed else f"passed {self.level} {self.time}"
+        """What the registered version is marked with; begins with the outcome."""
+        if self.outcome == "passed":
+            return f"passed {self.level} {self.time}"
+        return f"{self.outcome} at level {self.level}: {(self.failed or self.out_of_reach)[0].sentence}"
 
     @property
     def verdict(self) -> str:
         """The audit in one sentence."""
-        total, failed, unknown = len(self.links), len(self.failed), len(self.unknown)
-        if failed:
-            more = f" and {failed - 1} more" if failed > 1 else ""
-            return f"{self.model_uri} failed at level {self.level}: {self.failed[0].sentence}{more}"
-        rest = f", {unknown} could not be checked" if unknown else ""
-        return f"{self.model_uri} passed at level {self.level}: {total - unknown} of {total} links hold{rest}"
+        total, unknown, away = len(self.links), len(self.unknown), len(self.out_of_reach)
+        if self.outcome == "passed":
+            rest = f", {unknown} could not be checked" if unknown else ""
+            return f"{self.model_uri} passed at level {self.level}: {total - unknown} of {total} links hold{rest}"
+        first = (self.failed or self.out_of_reach)[0].sentence
+        if self.outcome == "failed":
+            more = f" and {len(self.failed) - 1} more" if len(self.failed) > 1 else ""
+            return f"{self.model_uri} failed at level {self.level}: {first}{more}"
+        return (
+            f"{self.model_uri} could not be audited to the end at level {self.level}: {total - unknown} of {total} "
+            f"links hold, {away} out of reach: {first}; run it again"
+        )
 
 
 def worst(statuses: Iterable[Status]) -> Status | None:

@@ -16,6 +16,10 @@ class Failed(RuntimeError):
     """The input was fine and the work still could not be done (disk full, service gone): exit code 1."""
 
 
+class OutOfReach(Failed):
+    """Something could not be looked at now (service gone, no permission, disk full): that says nothing about it."""
+
+
 def one_line(error: Exception) -> str:
     """The first 200 characters of an error of a library, for a sentence of ours."""
     return " ".join(str(error).split())[:200]

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from recall.audit_verdicts import AuditReport, Status, worst
 
-BOX = (118.0, 44.0)
-STEP = (146.0, 92.0)
+BOX = (132.0, 44.0)
+STEP = (154.0, 92.0)
 MARGIN = 12.0
 NODES = ("data", "expert", "samples", "representations", "weights", "merged", "scores")
-LONGEST = 16
+LONGEST = 18
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from recall.audit_verdicts import BEFORE, Link, Status
+from recall.audit_verdicts import Link, Status
 from tasks.audit_source import Registered
 from tasks.data_objects import file_at
 from tasks.data_versions import git
@@ -18,28 +18,15 @@ CODE = Path(__file__).parent.parent
 def check_code(update: Registered) -> Iterator[Link]:
     """The project's commit, the code's, and the lock that the code's commit holds."""
     lineage = update.lineage
-    yield _link(update, "Git commit of the project", *_commit(lineage.git_commit, Path.cwd()))
+    draft = bool(lineage.draft_because)
+    yield _commit_link(update, "Git commit of the project", lineage.git_commit, Path.cwd(), draft)
     if lineage.code is None:
-        yield _link(update, "Git commit of the code", "unknown", "a commit", BEFORE)
+        yield update.unrecorded("code", "Git commit of the code", "a commit")
     else:
-        yield _link(
-            update,
-            "Git commit of the code",
-            *_commit(lineage.code.git_commit, repository_with(lineage.code.git_commit)),
-        )
-    expected, commit = lineage.environment_lock_sha256, lineage.code.git_commit if lineage.code else lineage.git_commit
-    content = file_at(commit, repository_with(commit) / LOCK) if commit else None
-    if content is None:
-        found = f"commit {(commit or 'none')[:12]} of the code is not here, or has no {LOCK}"
-        yield _link(update, "environment lock", "unknown", f"SHA-256 {expected}", found)
-        return
-    actual = hashlib.sha256(content).hexdigest()
-    if actual != expected and (lineage.draft_because or (lineage.code and not lineage.code.clean)):
-        found = f"SHA-256 {actual} at the commit, and the tree was not clean when the version was made"
-        yield _link(update, "environment lock", "unknown", f"SHA-256 {expected}", found)
-        return
-    status: Status = "ok" if actual == expected else "failed"
-    yield _link(update, "environment lock", status, f"SHA-256 {expected}", f"SHA-256 {actual} at the commit")
+        commit = lineage.code.git_commit
+        maybe = draft or not lineage.code.clean
+        yield _commit_link(update, "Git commit of the code", commit, repository_with(commit), maybe)
+    yield _lock_link(update)
 
 
 def repository_with(commit: str | None) -> Path:
@@ -48,15 +35,40 @@ def repository_with(commit: str | None) -> Path:
     return here if commit and git(here, "cat-file", "-e", f"{commit}^{{commit}}") is not None else CODE
 
 
-def _commit(commit: str | None, folder: Path) -> tuple[Status, str, str]:
+def _commit_link(update: Registered, name: str, commit: str | None, folder: Path, draft: bool) -> Link:
+    """Is the commit there? Of a draft nothing promised that it would be, and a shallow clone has the newest alone."""
     if commit is None:
-        return "unknown", "a commit", "none was recorded: there was no Git repository"
+        return update.link("code", name, "unknown", "a commit", "none was recorded: there was no Git repository")
+    expected = f"commit {commit}"
     if git(folder, "cat-file", "-e", f"{commit}^{{commit}}") is not None:
-        return "ok", f"commit {commit}", "it is in the repository"
-    if git(folder, "rev-parse", "--git-dir") is None:
-        return "unknown", f"commit {commit}", f"{folder} is no Git repository"
-    return "failed", f"commit {commit}", f"the repository around {folder} does not have it; fetch it"
+        return update.link("code", name, "ok", expected, "it is in the repository")
+    shallow = [git(place, "rev-parse", "--is-shallow-repository") for place in (folder, Path.cwd())]
+    if shallow[0] is None:
+        return update.link("code", name, "unknown", expected, f"{folder} is no Git repository", out_of_reach=True)
+    if "true" in shallow:
+        found = "a shallow clone, which does not have it; run `git fetch --unshallow`"
+        return update.link("code", name, "unknown", expected, found, out_of_reach=True)
+    found = f"the repository around {folder} does not have it"
+    if draft:
+        return update.link("code", name, "unknown", expected, f"{found}; it was a draft, whose commit may never leave")
+    return update.link(
+        "code", name, "failed", expected, f"{found}; fetch it, or it was never pushed or rewritten since"
+    )
 
 
-def _link(update: Registered, name: str, status: Status, expected: str, found: str) -> Link:
-    return Link(update=update.position, node="code", name=name, status=status, expected=expected, found=found)
+def _lock_link(update: Registered) -> Link:
+    lineage = update.lineage
+    name, expected = "environment lock", f"SHA-256 {lineage.environment_lock_sha256}"
+    commit = lineage.code.git_commit if lineage.code else lineage.git_commit
+    content = file_at(commit, repository_with(commit) / LOCK) if commit else None
+    if content is None:
+        found = f"commit {(commit or 'none')[:12]} of the code is not here, or has no {LOCK}"
+        return update.link("code", name, "unknown", expected, found)
+    actual = hashlib.sha256(content).hexdigest()
+    if actual != lineage.environment_lock_sha256 and (
+        lineage.draft_because or (lineage.code and not lineage.code.clean)
+    ):
+        found = f"SHA-256 {actual} at the commit, and the tree was not clean when the version was made"
+        return update.link("code", name, "unknown", expected, found)
+    status: Status = "ok" if actual == lineage.environment_lock_sha256 else "failed"
+    return update.link("code", name, status, expected, f"SHA-256 {actual} at the commit")

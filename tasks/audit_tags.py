@@ -4,53 +4,66 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from recall.audit_verdicts import Link
+from recall.audit_verdicts import Link, Status
+from recall.lineage import Lineage
 from tasks import registry
-from tasks.audit_source import Registered
-from tasks.refs import digest
+from tasks.audit_source import Registered, run_lineage
+from tasks.refs import digest, shards_sha256
 
 
 def check_tags(update: Registered) -> Iterator[Link]:
-    """One verdict a version: every tag that repeats the lineage."""
+    """One verdict a version: every tag that repeats the lineage.
+
+    A later run may have made the same version again: then its tags are that run's, and compared with that lineage.
+    """
+    name = f"tags of version {update.number}"
     if update.version is None:
-        yield _link(update, "unknown", f"version {update.number}", "it was deleted; its run is still there")
+        found = "it was deleted; its run is still there"
+        yield update.link("lineage", name, "unknown", f"version {update.number}", found)
         return
-    if update.tags.get(registry.RUN) != update.run_id:
-        # A later run made the same version again; that run's lineage is another, as its tags are.
-        yield _link(update, "ok", "tags of this run or a later one", f"those of run {update.tags.get(registry.RUN)}")
-        return
-    lineage, tags = update.lineage, update.tags
-    expected = {
+    lineage, lineage_sha256, whose, wrong = update.lineage, update.lineage_sha256, "the lineage", []
+    named = update.tags.get(registry.RUN, "")
+    if named != update.run_id:
+        whose = f"the lineage of the later run {named}"
+        lineage, lineage_sha256 = run_lineage(named, f"lineage.json of run {named}")
+        wrong = _other_model(update.lineage, lineage)
+    expected = _expected(lineage) | {"recall.position": str(update.position)}
+    if lineage.format > 1:
+        expected[registry.LINEAGE] = lineage_sha256
+    wrong += [
+        f"{tag} {update.tags.get(tag, 'missing')} (lineage: {value})"
+        for tag, value in expected.items()
+        if value is not None and update.tags.get(tag) != value
+    ]
+    status: Status = "failed" if wrong else "ok"
+    yield update.link("lineage", name, status, f"what {whose} says", "; ".join(wrong) or "the same")
+
+
+def _expected(lineage: Lineage) -> dict[str, str | None]:
+    """Every tag that repeats a lineage; None where an old one does not say."""
+    files = lineage.merged.files
+    shards = {name: entry.sha256 for name, entry in (files or {}).items() if name.endswith(".safetensors")}
+    return {
         registry.KEY: lineage.update_key,
         registry.MODEL_KEY: lineage.model_key,
         "recall.git_commit": lineage.git_commit or "none",
         "recall.draft": str(bool(lineage.draft_because)).lower(),
         "recall.learning_task": lineage.learning_task,
-        "recall.position": str(update.position),
         "recall.settings_sha256": digest(lineage.settings),
         "recall.base_dvc_hash": lineage.base_model.dvc_hash,
         "recall.expert_fingerprint": lineage.expert.fingerprint,
         "recall.merged_fingerprint": lineage.merged.fingerprint,
         "recall.environment_lock_sha256": lineage.environment_lock_sha256,
-        registry.SHA256: _weights_sha256(update),
+        registry.SHA256: None if files is None else shards_sha256(shards),
         **{f"recall.data.{entry.name}": entry.dvc_hash for entry in lineage.data_sets},
     }
-    wrong = [
-        f"{name} {tags.get(name, 'missing')} (lineage: {value})"
-        for name, value in expected.items()
-        if value is not None and tags.get(name) != value
+
+
+def _other_model(own: Lineage, later: Lineage) -> list[str]:
+    """In what another lineage is not that of the same model."""
+    pairs = {"model key": (own.model_key, later.model_key), "position": (own.position, later.position)}
+    return [
+        f"run of another model: {what} {found}, not {wanted}"
+        for what, (wanted, found) in pairs.items()
+        if wanted is not None and wanted != found
     ]
-    yield _link(update, "failed" if wrong else "ok", "what the lineage says", "; ".join(wrong) or "the same")
-
-
-def _weights_sha256(update: Registered) -> str | None:
-    files = update.lineage.merged.files
-    if files is None:
-        return None
-    shards = {name: entry.sha256 for name, entry in files.items() if name.endswith(".safetensors")}
-    return next(iter(shards.values())) if len(shards) == 1 else digest(shards)
-
-
-def _link(update: Registered, status: str, expected: str, found: str) -> Link:
-    fields = {"update": update.position, "node": "lineage", "name": f"tags of version {update.number}"}
-    return Link.model_validate(fields | {"status": status, "expected": expected, "found": found})

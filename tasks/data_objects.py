@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
 
-from recall.errors import BadInput, Failed
+from recall.errors import BadInput, Failed, OutOfReach, one_line
 from recall.lineage import inside
 from tasks.data_versions import (
     cache_folder,
@@ -45,24 +46,52 @@ def locate(path: Path, dvc_hash: str, commit: str | None, work: Path) -> Path:
         commit: where DVC tracks it, for the case that only a remote which DVC alone can reach has it.
 
     Raises:
-        Failed: it lies nowhere whole, and DVC cannot bring it.
+        Failed: what DVC brings is another version.
+        OutOfReach: it lies nowhere whole, and DVC cannot bring it.
     """
     out = work / dvc_hash
     if _working_copy(path, dvc_hash) == "":
         return path
     if out.exists():
         return out
-    out.parent.mkdir(parents=True, exist_ok=True)
-    for store in _stores(path).values():
-        if _damage(store, dvc_hash) == "":
-            _assemble(store, dvc_hash, out)
-            return out
-    root = repository(path)
-    revision = ["--rev", commit] if commit else []
-    dvc(root, "get", str(root), path.absolute().relative_to(root).as_posix(), *revision, "--out", str(out.absolute()))
-    if (found := working_hash(out)) != dvc_hash:
-        raise Failed(f"{path} as DVC brings it has hash {found}, not the recorded {dvc_hash}")
+    unreached = work / f"{dvc_hash}.unreached"
+    if unreached.exists():  # each question to a remote that is down takes seconds
+        raise OutOfReach(unreached.read_text(encoding="utf-8"))
+    partial = work / f"{dvc_hash}.partial"
+    _remove(partial)
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        _bring(path, dvc_hash, commit, partial)
+        # Whatever brought it: only what was checked gets the name by which it is found again.
+        if (found := working_hash(partial)) != dvc_hash:
+            raise Failed(f"{path} as DVC brings it has hash {found}, not the recorded {dvc_hash}")
+        os.replace(partial, out)
+    except OutOfReach as error:
+        unreached.write_text(str(error), encoding="utf-8")
+        raise
+    finally:
+        _remove(partial)
     return out
+
+
+def _bring(path: Path, dvc_hash: str, commit: str | None, out: Path) -> None:
+    try:
+        for store in _stores(path).values():
+            if _damage(store, dvc_hash) == "":
+                _assemble(store, dvc_hash, out)
+                return
+        root, revision = repository(path), ["--rev", commit] if commit else []
+        relative = path.absolute().relative_to(root).as_posix()
+        dvc(root, "get", str(root), relative, *revision, "--out", str(out.absolute()))
+    except (BadInput, Failed, OSError) as error:
+        raise OutOfReach(f"{path} cannot be brought: {one_line(error)}") from error
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def file_at(commit: str, path: Path) -> bytes | None:

@@ -11,12 +11,12 @@ from recall.gates import Verdict, judge, refusal
 from recall.ledger import Entry
 from recall.promotion_settings import PromotionSettings
 from tasks import ledger, registry
+from tasks.audit_marks import failures
 from tasks.register import may_pass
 from tasks.scores import scores_to_judge
 
 PROMOTION = "recall.promotion"
 VERDICT = "recall.verdict"
-AUDIT = "recall.audit"
 
 
 @task(name="judge", task_run_name="judge: {stream} version {number}", cache_policy=NO_CACHE)
@@ -62,6 +62,4 @@ def refusals(stream: str, number: str) -> list[str]:
     if tags.get("recall.draft") != "false":
         because = tags.get("recall.draft_because") or "nothing says what it was made from"
         found.append(f"it is a draft ({because})")
-    if tags.get(AUDIT, "").startswith("failed"):
-        found.append(f"its audit {tags[AUDIT]}")
-    return found
+    return found + [f"its audit {verdict}" for verdict in failures(tags)]

@@ -26,6 +26,11 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def shards_sha256(shards: dict[str, str]) -> str:
+    """SHA-256 of a model's weights out of those of its files by name: of the one file, else of the list."""
+    return next(iter(shards.values())) if len(shards) == 1 else digest(shards)
+
+
 class Ref(BaseModel):
     """A frozen reference; `fingerprint` is what a later stage's cache key takes in instead of paths."""
 

@@ -17,7 +17,8 @@ from tempfile import TemporaryDirectory
 from recall.audit_verdicts import Link
 from recall.errors import BadInput, Failed, one_line
 from tasks import registry
-from tasks.audit_source import Registered, read_chain
+from tasks.audit_fetch import Fetched, fetched
+from tasks.audit_source import read_chain
 from tasks.refs import file_sha256
 
 KEY_PATH = "RECALL_SIGNING_KEY"
@@ -39,8 +40,8 @@ def key_path(given: Path | None) -> Path:
     return Path(named)
 
 
-def sign(stream: str, number: str, key: Path) -> None:
-    """Sign a version and store the signature in its MLflow run, beside the lineage.
+def sign(stream: str, number: str, key: Path) -> str:
+    """Sign a version and store the signature in its MLflow run, beside the lineage; returns the run.
 
     Raises:
         BadInput: the key cannot be used.
@@ -48,11 +49,10 @@ def sign(stream: str, number: str, key: Path) -> None:
     """
     from model_signing.signing import Config
 
-    with TemporaryDirectory() as work:
-        (*_, update), links = read_chain(stream, number, Path(work), depth=1)
-        faults = [link.sentence for link in links if link.status == "failed"] + _changed(update)
-        if faults:
-            raise Failed(f"version {number} of {stream} is not signed: {faults[0]}")
+    chain, links = read_chain(stream, number, depth=1)
+    _refuse(stream, number, [link.sentence for link in links if link.status == "failed" or link.out_of_reach])
+    with TemporaryDirectory() as work, fetched(chain[0], Path(work)) as update:
+        _refuse(stream, number, _changed(update))
         with _signed_folder(update, stream, Path(work)) as folder:
             signature = Path(work) / "model.sig"
             try:
@@ -65,32 +65,34 @@ def sign(stream: str, number: str, key: Path) -> None:
                     f"PEM, and {KEY_PASSWORD} its password where it has one"
                 ) from error
             registry.client().log_artifact(update.run_id, str(signature), "signature")
+        return update.run_id
 
 
-def check_signature(update: Registered, stream: str, public_key: Path | None, work: Path) -> Link:
+def check_signature(update: Fetched, stream: str, public_key: Path | None, work: Path) -> Link:
     """Is the version signed, and by the owner of the key?"""
     signature = update.folder / SIGNATURE
     if public_key is None:
         found = "signed, and no --public-key was given to check it with" if signature.is_file() else "not signed"
-        return _link(update, "unknown", "a signature", found)
+        return update.link("merged", "signature", "unknown", "a signature", found)
     from model_signing.verifying import Config
 
     expected = f"a signature by the owner of {public_key.name}"
     if not signature.is_file():
-        return _link(update, "failed", expected, "not signed")
+        return update.link("merged", "signature", "failed", expected, "not signed")
     if not update.registered.is_dir():
-        return _link(update, "failed", expected, "MLflow does not have the registered folder")
+        return update.link("merged", "signature", "failed", expected, "MLflow does not have the registered folder")
     with _signed_folder(update, stream, work) as folder:
         try:
             Config().use_elliptic_key_verifier(public_key=public_key).verify(folder, signature)
         except Exception as error:  # the library raises many kinds, cryptography's InvalidSignature without a word
             reason = one_line(error) or "signed by another key, or the signature was changed"
-            return _link(update, "failed", expected, reason)
-    return _link(update, "ok", expected, "it holds for the model folder, lineage.json and the version's name")
+            return update.link("merged", "signature", "failed", expected, reason)
+    found = "it holds for the model folder, lineage.json and the version's name"
+    return update.link("merged", "signature", "ok", expected, found)
 
 
 @contextmanager
-def _signed_folder(update: Registered, stream: str, work: Path) -> Iterator[Path]:
+def _signed_folder(update: Fetched, stream: str, work: Path) -> Iterator[Path]:
     """What a signature covers: the registered folder as MLflow has it, the lineage, and which version it is.
 
     The name is part of it, so that one signed version cannot pass for another.
@@ -113,14 +115,14 @@ def _link_or_copy(source: str, target: str) -> None:
         shutil.copyfile(source, target)
 
 
-def _changed(update: Registered) -> list[str]:
+def _refuse(stream: str, number: str, faults: list[str]) -> None:
+    if faults:
+        raise Failed(f"version {number} of {stream} is not signed: {faults[0]}")
+
+
+def _changed(update: Fetched) -> list[str]:
     return [
         f"{name} of the model is not what lineage.json names"
         for name, expected in (update.lineage.merged.files or {}).items()
         if not (update.model / name).is_file() or file_sha256(update.model / name) != expected.sha256
     ]
-
-
-def _link(update: Registered, status: str, expected: str, found: str) -> Link:
-    fields = {"update": update.position, "node": "merged", "name": "signature", "status": status}
-    return Link.model_validate(fields | {"expected": expected, "found": found})

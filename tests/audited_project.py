@@ -1,17 +1,38 @@
 """A finished project of two updates whose Git repository holds the code too, as a clone of this one does."""
 
+import json
 import shutil
 import sqlite3
 from pathlib import Path
 
+import pytest
 from project import Project
+from typer.testing import CliRunner
+
+from flows.cli import app
+from tasks import registry
 
 ROOT = Path(__file__).parent.parent
 KEPT = ("mlartifacts", "data", ".store", ".dvc-remote", ".dvc/cache")
 
 
-def with_code(project: Project) -> Project:
-    """Commit the code beside the data, and run a stream of two learning tasks and an unseen one."""
+@pytest.fixture(scope="session")
+def finished_audited(new_project, tmp_path_factory):
+    project = with_code(new_project("audited"))
+    project.snapshot = Snapshot(project.folder, tmp_path_factory.mktemp("safe"))
+    return project
+
+
+@pytest.fixture
+def audited(finished_audited, monkeypatch):
+    """The finished project, as it was, with this process in it."""
+    use(finished_audited.folder, monkeypatch)
+    yield finished_audited
+    finished_audited.snapshot.restore()
+
+
+def with_code(project: Project, learning_tasks: tuple[str, ...] = ("names", "reviews")) -> Project:
+    """Commit the code beside the data, and run a stream of these learning tasks and an unseen one."""
     for name in ("recall", "tasks", "flows"):
         shutil.copytree(ROOT / name, project.folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("constraints.txt", "pyproject.toml"):
@@ -20,7 +41,7 @@ def with_code(project: Project) -> Project:
     ignored.write_text(ignored.read_text() + "__pycache__/\n")
 
     def shorten(values):
-        values["stream"].update(learning_tasks=["names", "reviews"], unseen=["films"])
+        values["stream"].update(learning_tasks=list(learning_tasks), unseen=["films"])
         values.update(baselines=[])
         values["finetuning"].update(epochs=1)
 
@@ -58,3 +79,47 @@ def flip_a_bit(file: Path, place: int = -1) -> None:
 def make_writable(file: Path) -> None:
     """DVC's objects are read-only."""
     file.chmod(0o644)
+
+
+def use(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
+    registry.client.cache_clear()
+
+
+def audit(*arguments, version=2, expect=0):
+    """`recall audit --json`, parsed."""
+    done = CliRunner().invoke(app, ["audit", f"models:/tiny/{version}", "--json", *arguments])
+    assert done.exit_code == expect, done.output
+    return json.loads(done.stdout)
+
+
+def by_status(report, status):
+    return [link for link in report["links"] if link["status"] == status]
+
+
+def only_fault(report):
+    """The one link that does not hold, as (update, name, what was found)."""
+    (fault,) = by_status(report, "failed")
+    return fault["update"], fault["name"], fault["found"]
+
+
+def run_id(version):
+    return registry.version("tiny", str(version)).tags[registry.RUN]
+
+
+def artifact(project, version, path):
+    """A file of a version's run, in MLflow's artifacts."""
+    (found,) = project.folder.glob(f"mlartifacts/**/{run_id(version)}/artifacts/{path}")
+    return found
+
+
+def model_file(project, version):
+    """The weights of a registered version, in MLflow's artifacts."""
+    source = registry.version("tiny", str(version)).source.removeprefix("models:/")
+    (found,) = project.folder.glob(f"mlartifacts/**/{source}/artifacts/model/model.safetensors")
+    return found
+
+
+def tag(level="hashes", version=2):
+    return registry.version("tiny", str(version)).tags[f"recall.audit.{level}"]

@@ -7,7 +7,19 @@ import sqlite3
 import subprocess
 
 import pytest
-from audited_project import Snapshot, flip_a_bit, make_writable, with_code
+from audited_project import (
+    artifact,
+    audit,
+    by_status,
+    flip_a_bit,
+    make_writable,
+    model_file,
+    only_fault,
+    run_id,
+    tag,
+    use,
+    with_code,
+)
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 from prefect.artifacts import Artifact
@@ -21,56 +33,10 @@ from recall.lineage import read_lineage
 from tasks import ledger, registry
 
 
-@pytest.fixture(scope="module")
-def finished(new_project, tmp_path_factory):
-    project = with_code(new_project("audited"))
-    project.snapshot = Snapshot(project.folder, tmp_path_factory.mktemp("safe"))
-    return project
-
-
 @pytest.fixture
-def project(finished, monkeypatch):
+def project(audited):
     """The finished project, as it was, with this process in it."""
-    use(finished.folder, monkeypatch)
-    yield finished
-    finished.snapshot.restore()
-
-
-def use(folder, monkeypatch):
-    monkeypatch.chdir(folder)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
-    registry.client.cache_clear()
-
-
-def audit(*arguments, version=2, expect=0):
-    """`recall audit --json`, parsed."""
-    done = CliRunner().invoke(app, ["audit", f"models:/tiny/{version}", "--json", *arguments])
-    assert done.exit_code == expect, done.output
-    return json.loads(done.stdout)
-
-
-def by_status(report, status):
-    return [link for link in report["links"] if link["status"] == status]
-
-
-def only_fault(report):
-    """The one link that does not hold, as (update, name, what was found)."""
-    (fault,) = by_status(report, "failed")
-    return fault["update"], fault["name"], fault["found"]
-
-
-def run_id(version):
-    return registry.version("tiny", str(version)).tags[registry.RUN]
-
-
-def artifact(project, version, path):
-    """A file of a version's run, in MLflow's artifacts."""
-    (found,) = project.folder.glob(f"mlartifacts/**/{run_id(version)}/artifacts/{path}")
-    return found
-
-
-def tag(version=2):
-    return registry.version("tiny", str(version)).tags["recall.audit"]
+    return audited
 
 
 def merge_key(tmp_path, name="key"):
@@ -89,7 +55,7 @@ def test_a_clean_stream_passes_and_its_models_are_made_again_bit_for_bit(project
     again = [link for link in report["links"] if link["name"].endswith("made again")]
     assert len(again) == 2 * 4, "of two updates two representations, the weights and the merged model"
     assert {link["found"] for link in again} == {"bit-identical"}
-    assert tag().startswith("passed merge 20")
+    assert tag("merge").startswith("passed merge 20")
     names = {link["name"] for link in report["links"]}
     assert {"base model", "data set names", "data set films in Git", "environment lock", "lineage.json"} <= names
     assert {"score of reviews from its rows", "score of the base model on films from its rows"} <= names
@@ -115,13 +81,11 @@ def test_the_lineage_names_everything_that_a_model_was_made_from(project):
 
 
 def test_a_flipped_bit_in_a_weight_file(project):
-    source = registry.version("tiny", "2").source.removeprefix("models:/")
-    (file,) = project.folder.glob(f"mlartifacts/**/{source}/artifacts/model/model.safetensors")
-    flip_a_bit(file)
+    flip_a_bit(model_file(project, 2))
     update, name, found = only_fault(audit(expect=1))
     assert (update, name) == (2, "model/model.safetensors")
     assert "in MLflow SHA-256" in found
-    assert tag().startswith("failed: update 2, model/model.safetensors: expected SHA-256")
+    assert tag().startswith("failed at level hashes: update 2, model/model.safetensors: expected SHA-256")
 
 
 def test_a_flipped_bit_in_the_store(project):
@@ -196,6 +160,12 @@ def test_an_edited_samples_file(project):
     assert "largest difference" in faults["representations of current made again"]
 
 
+def test_a_last_bit_of_a_merged_weight_is_no_rounding_on_the_same_machine(project):
+    flip_a_bit(model_file(project, 2), place=-2)
+    faults = {link["name"]: link["found"] for link in by_status(audit("--level", "merge", expect=1), "failed")}
+    assert faults["merged model made again"].endswith("on the same kind of machine")
+
+
 def test_an_edited_ledger_entry(project):
     moved = {"action": "promote", "who": "ann", "when": "2026-11-24T00:00:00Z", "verdict": None}
     first = Entry(number=1, version="1", previous=None, why="the first", parent="", **moved)
@@ -228,8 +198,10 @@ def test_an_artifact_that_is_gone(project):
 def test_a_signed_version_whose_database_and_artifacts_were_both_edited(project, tmp_path, monkeypatch):
     private, public = merge_key(tmp_path)
     monkeypatch.setenv("RECALL_SIGNING_KEY", str(private))
-    done = CliRunner().invoke(app, ["sign", "models:/tiny/2"])
+    done = CliRunner().invoke(app, ["sign", "models:/tiny/2", "--json"])
     assert done.exit_code == 0, done.output
+    said = {"stream": "tiny", "version": "2", "run_id": run_id(2), "signature": "signature/model.sig"}
+    assert json.loads(done.stdout) == said
     assert not by_status(audit("--public-key", str(public)), "unknown")
     file = artifact(project, 2, "lineage.json")
     file.write_text(file.read_text().replace('"cpu_model": "', '"cpu_model": "another '))
@@ -329,6 +301,23 @@ def test_a_stream_retrained_from_its_data_is_bit_identical(project):
     nodes = ("expert retrained", "merged retrained")
     assert again == {(update, node): "bit-identical" for update in (1, 2) for node in nodes}
     assert "PREFECT_HOME" not in os.environ
+
+
+@pytest.mark.nightly
+def test_each_update_is_retrained_by_the_code_of_its_own_commit(new_project, monkeypatch):
+    """Between two updates the training changed, and so did the threads: what was registered stays, and can be made."""
+    project = with_code(new_project("grown"), learning_tasks=["names"])
+    code = project.folder / "recall" / "finetuning.py"
+    code.write_text(code.read_text().replace("set_seed(settings.seed)", "set_seed(settings.seed + 1)"))
+    project.params(lambda values: values["stream"].update(learning_tasks=["names", "reviews"]))
+    project.params(lambda values: values.update(threads=2))
+    project.commit("another seed, another learning task")
+    project.run()
+    use(project.folder, monkeypatch)
+    report = audit("--level", "full")
+    assert not by_status(report, "failed")
+    again = [link for link in report["links"] if link["name"].endswith("retrained")]
+    assert {(link["update"], link["found"]) for link in again} == {(1, "bit-identical"), (2, "bit-identical")}
 
 
 def as_registered_before(project, version):
