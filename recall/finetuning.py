@@ -37,6 +37,8 @@ from recall.save_tensors import save_tensors, system_errors
 from recall.settings import FinetuningSettings
 from recall.tensor_files import weight_files
 
+# What torch.save says of a disk that takes no more, by the moment at which it finds out.
+TORCH_CANNOT_WRITE = ("PytorchStreamWriter failed writing", "unexpected pos", "iostream error")
 IGNORED = -100
 MARKER = "complete.json"
 Example = tuple[list[int], list[int]]
@@ -259,7 +261,7 @@ def _checkpoints_written(work: Path) -> Iterator[None]:
         with system_errors(work):
             yield
     except RuntimeError as error:
-        if "PytorchStreamWriter" not in str(error):
+        if not any(words in str(error) for words in TORCH_CANNOT_WRITE):
             raise
         raise Failed(f"a checkpoint cannot be written to {work}; free its disk, and run the same again") from error
 

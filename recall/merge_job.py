@@ -188,6 +188,8 @@ def _publishing(out: Path) -> Iterator[Path]:
         raise Failed(f"{out} was not made ({where}{error.strerror or one_line(error)})") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        # While it is held: whoever opened the file meanwhile sees that it has no name any more, and opens it again.
+        Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
 
 
