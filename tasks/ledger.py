@@ -114,6 +114,8 @@ def follow(stream: str) -> Standing:
     Raises:
         Failed: the ledger does not come to rest.
     """
+    from mlflow.exceptions import MlflowException
+
     client = registry.client()
     for _ in range(ATTEMPTS):
         entries = read_ledger(stream)
@@ -124,10 +126,15 @@ def follow(stream: str) -> Standing:
         wanted = wanted if wanted.previous in there else Standing(wanted.champion, None)
         head = entries[-1].digest
         if differences(stream, wanted) or not _noted(stream, entries[-1]):
-            _set_alias(stream, "previous", wanted.previous)
-            _set_alias(stream, "champion", wanted.champion)
-            client.set_model_version_tag(stream, entries[-1].version, HEAD, head)
-            client.set_registered_model_tag(stream, HEAD, head)
+            try:
+                _set_alias(stream, "previous", wanted.previous)
+                _set_alias(stream, "champion", wanted.champion)
+                client.set_model_version_tag(stream, entries[-1].version, HEAD, head)
+                client.set_registered_model_tag(stream, HEAD, head)
+            except MlflowException as error:
+                if "unique" not in str(error).lower():
+                    raise
+                # Another process set the same for the first time in the same moment; the next round sees what is there.
         elif read_ledger(stream)[-1].digest == head:
             return wanted
     raise Failed(f"the ledger of {stream} did not come to rest in {ATTEMPTS} attempts; run the command again")
