@@ -1,4 +1,4 @@
-"""dvc.lock fits the code and the settings beside it; if not, a fresh clone prepares its data again and runs as a draft."""
+"""dvc.lock fits the code and settings beside it; else a fresh clone prepares its data again and its run is a draft."""
 
 import hashlib
 from pathlib import Path
