@@ -27,7 +27,7 @@ from tasks.audit_net import broken, sentence, tried
 from tasks.audit_source import Registered
 from tasks.data_objects import locate
 from tasks.environment_lock import lock_differences
-from tasks.refs import file_sha256, shards_sha256
+from tasks.refs import file_sha256, weights_sha256
 
 NOT_SET = ("PREFECT", "MLFLOW", "PYTHONPATH", "RECALL_")
 NODES = {"expert": "expert", "merged": "current"}  # in an audit, and in an update's record
@@ -204,11 +204,11 @@ def _compared(
     update: Registered, node: str, name: str, found: Path | None, doubt: str | None, work: Path
 ) -> Iterator[Link]:
     entry = update.lineage.expert if node == "expert" else update.lineage.merged
-    wanted = shards_sha256({file: digest.sha256 for file, digest in (entry.files or {}).items() if _is_weights(file)})
+    wanted = weights_sha256({file: digest.sha256 for file, digest in (entry.files or {}).items()})
     expected = f"weights with SHA-256 {wanted}"
     if found is None:
         raise Failed(f"the recorded code made no update {update.position}")
-    sha256 = shards_sha256({file.name: file_sha256(file) for file in sorted(found.iterdir()) if _is_weights(file.name)})
+    sha256 = weights_sha256({file.name: file_sha256(file) for file in found.glob("*.safetensors")})
     if sha256 == wanted:
         yield update.link(node, name, "ok", expected, "bit-identical")
         return
@@ -221,10 +221,6 @@ def _compared(
     # Training multiplies the last bit: how far another machine may come out is not known, so this proves nothing.
     because = doubt or f"another machine trains otherwise ({other})"
     yield update.link(node, name, "unknown", expected, f"{words}; {because}")
-
-
-def _is_weights(name: str) -> bool:
-    return name.endswith(".safetensors")
 
 
 def _distance(update: Registered, node: str, found: Path, work: Path) -> str:

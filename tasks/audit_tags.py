@@ -8,7 +8,7 @@ from recall.audit_verdicts import Link, Status
 from recall.lineage import Lineage
 from tasks import registry
 from tasks.audit_source import Registered, run_lineage
-from tasks.refs import digest, shards_sha256
+from tasks.refs import digest, weights_sha256
 
 
 def check_tags(update: Registered) -> Iterator[Link]:
@@ -42,7 +42,7 @@ def check_tags(update: Registered) -> Iterator[Link]:
 def _expected(lineage: Lineage) -> dict[str, str | None]:
     """Every tag that repeats a lineage; None where an old one does not say."""
     files = lineage.merged.files
-    shards = {name: entry.sha256 for name, entry in (files or {}).items() if name.endswith(".safetensors")}
+    sha256s = {name: entry.sha256 for name, entry in (files or {}).items()}
     return {
         registry.KEY: lineage.update_key,
         registry.MODEL_KEY: lineage.model_key,
@@ -54,7 +54,7 @@ def _expected(lineage: Lineage) -> dict[str, str | None]:
         "recall.expert_fingerprint": lineage.expert.fingerprint,
         "recall.merged_fingerprint": lineage.merged.fingerprint,
         "recall.environment_lock_sha256": lineage.environment_lock_sha256,
-        registry.SHA256: None if files is None else shards_sha256(shards),
+        registry.SHA256: None if files is None else weights_sha256(sha256s),
         **{f"recall.data.{entry.name}": entry.dvc_hash for entry in lineage.data_sets},
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,13 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def shards_sha256(shards: dict[str, str]) -> str:
-    """SHA-256 of a model's weights out of those of its files by name: of the one file, else of the list."""
+def weights_sha256(files: Mapping[str, str]) -> str:
+    """SHA-256 of a model's weights: of its one .safetensors file, or of the list of its shards' digests.
+
+    Args:
+        files: name to SHA-256 of every file of the model's folder.
+    """
+    shards = {name: sha256 for name, sha256 in files.items() if name.endswith(".safetensors")}
     return next(iter(shards.values())) if len(shards) == 1 else digest(shards)
 
 

@@ -18,9 +18,9 @@ from recall.errors import BadInput, Failed, without_secrets
 from recall.lineage import Lineage, sha256
 from recall.progress import console
 from tasks.records import UpdateRecord
-from tasks.refs import ArtifactRef, file_sha256
+from tasks.refs import ArtifactRef, file_sha256, weights_sha256
 from tasks.remote import unfit
-from tasks.store import Store, seal, weights_sha256
+from tasks.store import Store, seal
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

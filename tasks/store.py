@@ -7,7 +7,7 @@ import functools
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -197,16 +197,6 @@ def files_damage(folder: Path, manifest: Manifest, hashes: bool = True) -> str |
     """What is wrong with the files that a manifest names, in words; None if they are all there as recorded."""
     broken = (_file_damage(folder, name, entry, hashes) for name, entry in manifest.files.items())
     return next(filter(None, broken), None)
-
-
-def weights_sha256(files: Mapping[str, str]) -> str:
-    """SHA-256 of a model's weights: of its one .safetensors file, or of the list of its shards' digests.
-
-    Args:
-        files: name to SHA-256 of every file of the model's folder.
-    """
-    shards = {name: sha256 for name, sha256 in files.items() if name.endswith(".safetensors")}
-    return next(iter(shards.values())) if len(shards) == 1 else digest(shards)
 
 
 def _file_damage(folder: Path, name: str, expected: FileEntry, hashes: bool) -> str | None:
