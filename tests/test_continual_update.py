@@ -55,7 +55,7 @@ def task_states(flow_run):
         for _ in range(60):
             runs = prefect.read_task_runs(flow_run_filter=wanted, sort=TaskRunSort.NAME_ASC, limit=200)
             # The server takes in a run's events by and by: until then a task is unnamed, or runs.
-            if all(":" in run.name and run.state.is_final() for run in runs):
+            if all(":" in run.name and run.state and run.state.is_final() for run in runs):
                 break
             time.sleep(0.5)
     return [(run.name, run.state_name) for run in runs]
