@@ -23,6 +23,7 @@ from audited_project import (
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 from prefect.artifacts import Artifact
+from project import Project
 from typer.testing import CliRunner
 
 from flows.audit import audit as audit_flow
@@ -263,6 +264,7 @@ def test_another_machine_audits_with_the_registry_and_a_clone(project, tmp_path,
     """An empty store, and no data but what the DVC remote has."""
     clone = tmp_path / "clone"
     subprocess.run(["git", "clone", "--quiet", str(project.folder), str(clone)], check=True, capture_output=True)
+    Project(clone).dvc("remote", "modify", "--local", "local", "url", str(project.folder / ".dvc-remote"))
     monkeypatch.chdir(clone)
     report = audit("--level", "merge")
     assert not by_status(report, "failed")
