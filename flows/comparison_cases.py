@@ -16,14 +16,17 @@ from flows.training import SEQUENTIAL
 from recall.comparison_line import SETTINGS, Setting
 from recall.errors import BadInput
 from recall.load_settings import load_settings
-from recall.merge_settings import Baseline
+from recall.merge_settings import BY_MOMENTS, Baseline
 from recall.settings import Settings
 
-METHODS = ("sequential", "ewc", "replay", "average", "task_arithmetic", "ties", "dare", "lm_cocktail", "regmean")
+METHODS = (
+    "sequential", "ewc", "replay", "average", "task_arithmetic", "ties", "dare", "lm_cocktail", "regmean",
+    "recall_moments",
+)  # fmt: skip
 # Of a learning task alone, sequential fine-tuning is the expert, and RegMean has nothing to merge it with: the base
 # leaves no moments. SLERP goes between two models. The others that train are made for a sequence.
 LEFT_OUT: dict[Setting, tuple[str, ...]] = {
-    "single": (*SEQUENTIAL, "regmean"),
+    "single": (*SEQUENTIAL, *BY_MOMENTS),
     "independent": (*SEQUENTIAL, "slerp"),
     "stream": (),
 }

@@ -16,6 +16,7 @@ from flows.continual_update import next_models, score
 from flows.stream_state import Stream
 from flows.training import training
 from recall.comparison_line import Line
+from recall.merge_settings import BY_MOMENTS, BY_SIMILARITY, FROM_SAMPLES
 from recall.results import MergeWeights, ScoreMatrix
 from recall.settings import Settings
 from tasks.data_versions import code_commit
@@ -103,7 +104,7 @@ def at_once(stream: Stream, case: Case, method: str, data_sets: dict[str, Datase
         return Made([models], [score(stream, models.expert, f"expert {name}", data_sets, columns)])
     experts: list[Models] = []
     for _ in stream.settings.stream.learning_tasks[:-1]:
-        experts.append(_expert(stream, experts, data_sets, moments=method == "regmean"))
+        experts.append(_expert(stream, experts, data_sets, moments=method in BY_MOMENTS))
     merged = next_models(stream, method, experts, data_sets)
     return Made([*experts, merged], [score(stream, merged.current, method, data_sets, columns)])
 
@@ -156,13 +157,12 @@ def settings_read(settings: Settings, case: Case, method: str) -> dict[str, Any]
     read["finetuning"] = settings.finetuning.plain.model_dump(mode="json")
     if case.setting == "stream":
         read["update"] = settings.update.model_dump(mode="json")
-    if method in ("recall", "lm_cocktail", "regmean"):
+    if method in (*FROM_SAMPLES, "regmean"):
         read["sampling"] = settings.sampling.model_dump(mode="json")
         file = settings.sampling.file
         read |= {"heldout": file_sha256(file)} if file else {}
-    if method in ("recall", "regmean"):
         read["representations"] = settings.representations.model_dump(mode="json")
-    if method == "recall":
+    if method in BY_SIMILARITY:
         read["weighting"] = settings.weighting.model_dump(mode="json")
     if method in ("ewc", "replay"):
         read[method] = getattr(settings.finetuning, method).model_dump(mode="json")
@@ -188,7 +188,7 @@ def _expert(stream: Stream, past: list[Models], data_sets: dict[str, DatasetRef]
         return models
     train = data_sets[name].train
     assert train is not None
-    samples, own = own_moments(stream, f"{name} (regmean)", expert, train)
+    samples, own = own_moments(stream, f"{name} (its moments)", expert, train)
     return models.model_copy(update={"samples": samples, "moments": own})
 
 

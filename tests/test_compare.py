@@ -20,7 +20,7 @@ from recall.prepare import main as prepare
 from tasks import registry
 
 ROOT = Path(__file__).parent.parent
-WITH = ("--method", "average", "--method", "regmean")
+WITH = ("--method", "average", "--method", "recall_moments")
 STREAM = ("--set", "stream.learning_tasks=[names, reviews]", "--set", "stream.unseen=[films]")
 
 
@@ -58,8 +58,8 @@ def test_every_method_that_applies_is_scored_in_every_setting(compared):
                for setting in ("single", "independent", "stream")}  # fmt: skip
     assert methods == {
         "single": {"base", "expert", "average", "recall"},
-        "independent": {"base", "expert names", "expert reviews", "average", "regmean", "recall"},
-        "stream": {"base", "average", "regmean", "recall"},
+        "independent": {"base", "expert names", "expert reviews", "average", "recall_moments", "recall"},
+        "stream": {"base", "average", "recall_moments", "recall"},
     }
     assert [summary["setting"] for summary in compared.found["comparisons"]] == ["single", "independent", "stream"]
     assert compared.found["made"] == len(compared.lines) == 2 * 4 + 6 + 4
