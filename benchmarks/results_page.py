@@ -76,6 +76,8 @@ def about(lines: list[Line]) -> list[str]:
 def section(summary: SettingSummary, name: str, out: Path) -> list[str]:
     """One setting: its sentence, its tables and its plots."""
     rows = ", ".join(f"{task} {count}" for task, count in summary.rows.items())
+    if not summary.methods:
+        return ["", f"## {escaped(title(summary))}", "", escaped(sentence(summary))]
     plain = [method for method in summary.methods if "=" not in method.label]
     save(averages(summary, plain), out / f"{name}.svg")
     text = ["", f"## {escaped(title(summary))}", "", escaped(sentence(summary)), ""]

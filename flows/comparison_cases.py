@@ -23,8 +23,8 @@ METHODS = (
     "sequential", "ewc", "replay", "average", "task_arithmetic", "ties", "dare", "lm_cocktail", "regmean",
     "recall_moments",
 )  # fmt: skip
-# Of a learning task alone, sequential fine-tuning is the expert, and RegMean has nothing to merge it with: the base
-# leaves no moments. SLERP goes between two models. The others that train are made for a sequence.
+# Of a learning task alone, sequential fine-tuning is the expert, and what merges by moments has nothing to merge it
+# with: the base leaves none. SLERP goes between two models. The others that train are made for a sequence.
 LEFT_OUT: dict[Setting, tuple[str, ...]] = {
     "single": (*SEQUENTIAL, *BY_MOMENTS),
     "independent": (*SEQUENTIAL, "slerp"),

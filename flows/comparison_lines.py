@@ -27,7 +27,7 @@ from tasks.stage import Pending
 
 Row = dict[str, Pending[ScoreRef]]
 # Their weights depend on the models; the others' are fixed.
-WEIGHS = ("recall", "lm_cocktail")
+WEIGHS = FROM_SAMPLES
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ def check_inputs(settings: Settings, take_in: list[str]) -> Inputs:
         if name not in take_in:
             data_versions.check_clean(folder)
             _check_prepared_with(settings, name, folder)
-    # These two make files, so they come after every other check.
+    # These make files, so they come after every other check.
     Store(root=settings.store).check_writable()
     model_known.parent.mkdir(exist_ok=True)
     model_known.touch()

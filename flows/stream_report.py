@@ -60,7 +60,9 @@ def version_reported(stream: str, number: str) -> Reported:
     records = [_at(read_record(stream, one), versions.get(one)) for one in runs]
     tasks = [record.result.learning_task for record in records]
     unseen = [name for name in own.scores["recall"] if name not in tasks]
-    methods = [name for name, scores in own.scores.items() if scores.keys() >= {*tasks, *unseen}]
+    # An earlier update may have been made without a baseline that this one has.
+    in_all = set.intersection(*({*record.scores} & {*record.before} for record in records))
+    methods = [name for name, scores in own.scores.items() if name in in_all and scores.keys() >= {*tasks, *unseen}]
     result = StreamResult(
         stream=stream,
         metrics={name: settings["learning_tasks"][name]["metric"] for name in [*tasks, *unseen]},

@@ -5,7 +5,6 @@ Rules of thumb: they use what was measured anyway, choose nothing, and change no
 
 from __future__ import annotations
 
-from math import e
 from statistics import fmean
 
 from recall.continual_metrics import seen_average
@@ -26,23 +25,22 @@ def cautions(result: StreamResult) -> list[str]:
     Raises:
         BadInput: a score that the check needs is missing.
     """
-    temperature, fixed_sigma = _weighting(result)
+    fixed_sigma = _sigma(result) != "median"
     found = []
     for number, update in enumerate(result.updates, start=1):
         signs = [
             *_of_scores(result, number),
             *_of_clusters(update.cluster_sizes),
             *_of_similarities(update.merge, fixed_sigma),
-            *_of_pool(update.merge, temperature),
+            *_of_pool(update.merge),
         ]
         found += [f"update {number}, {update.learning_task}: {sign}" for sign in signs]
     return found + _of_the_end(result)
 
 
-def _weighting(result: StreamResult) -> tuple[float, bool]:
+def _sigma(result: StreamResult) -> object:
     weighting = result.settings.get("weighting")
-    given = weighting if isinstance(weighting, dict) else {}
-    return float(given.get("temperature", 1.0)), given.get("sigma", "median") != "median"
+    return weighting.get("sigma", "median") if isinstance(weighting, dict) else "median"
 
 
 def _of_scores(result: StreamResult, number: int) -> list[str]:
@@ -52,16 +50,16 @@ def _of_scores(result: StreamResult, number: int) -> list[str]:
     if before is None or after is None:
         return []
     expert = update.expert_score
-    if points(expert) - points(before) < SMALL:
-        return [
-            f"the expert has {points(expert):.1f} points on it and the model before had {points(before):.1f}, so "
-            "fine-tuning taught it next to nothing; give more rows or epochs, or another learning rate"
-        ]
     if points(min(expert, before)) - points(after) >= SMALL:
         return [
             f"the merged model has {points(after):.1f} points on it, less than its expert ({points(expert):.1f}) and "
             f"less than the model before ({points(before):.1f}): a sum of the two is worse than either; lower "
             "finetuning.learning_rate, so that they stay closer together"
+        ]
+    if points(expert) - points(before) < SMALL:
+        return [
+            f"the expert has {points(expert):.1f} points on it and the model before had {points(before):.1f}, so "
+            "fine-tuning taught it next to nothing; give more rows or epochs, or another learning rate"
         ]
     return []
 
@@ -99,14 +97,13 @@ def _of_similarities(merge: MergeWeights, fixed_sigma: bool) -> list[str]:
     return []
 
 
-def _of_pool(merge: MergeWeights, temperature: float) -> list[str]:
-    """The bound that follows from similarities in [0, 1] (DESIGN 2): e^(1/t) / (e^(1/t) + K - 1)."""
-    models = len(merge.models)
-    most = 1 / (1 + (models - 1) * e ** (-1 / temperature))
-    if not merge.similarities or most >= EVEN_SHARE:
+def _of_pool(merge: MergeWeights) -> list[str]:
+    """At temperature 1 the newest of K models has e / (e + K - 1) at most (DESIGN 2), under half from K = 4 on."""
+    most = max((row[-1] for row in merge.weights), default=1.0)
+    if not merge.similarities or most >= EVEN_SHARE or len(merge.models) < 3:
         return []
     return [
-        f"with {models} models in the pool the newest can have no more than {100 * most:.0f}% of any layer, so what it "
+        f"of {len(merge.models)} models in the pool the newest has {100 * most:.0f}% of a layer at most, so what it "
         "learned is diluted; set update.pool to current, or lower weighting.temperature"
     ]
 

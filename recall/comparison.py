@@ -4,7 +4,8 @@ A case is a seed and an order of the learning tasks; all methods of it share dat
 
 **Intervals** are 95% percentile intervals of a two-level bootstrap (Efron and Tibshirani 1993). In every resample
 
-1. cases are drawn with replacement: the same ones for every method;
+1. cases are drawn with replacement: the same ones for every method; in `single` and `independent`, where all orders of
+   a seed share the same experts, seeds are drawn, each with all its orders;
 2. test rows are drawn with replacement within each learning task: the same ones for every method, case and update,
    since all of them answered the same rows (crossed, not nested: more seeds make the rows no more).
 
@@ -71,7 +72,8 @@ class MethodSummary(Frozen):
 class SettingSummary(Frozen):
     """One setting, and the lines of it that may be compared (`Line.shared`).
 
-    Methods stand in the order in which the lines have them; `cases` is the most that one has, `rows` are the split's.
+    Methods stand in the order in which the lines have them; `cases` is the most that one has, `trainings` how many of
+    them were trained apart, `rows` are the split's.
     """
 
     setting: Setting
@@ -83,6 +85,7 @@ class SettingSummary(Frozen):
     unseen: list[str]
     rows: dict[str, int]
     cases: int
+    trainings: int
     methods: list[MethodSummary]
 
 
@@ -129,9 +132,11 @@ def _summary(lines: list[Line], resamples: int, seed: int) -> SettingSummary:
         }
     summaries = []
     for label, own_points in points.items():
-        summary = MethodSummary(label=label, cases=len(own_points), measures=_means(own_points, draws[label], seed))
+        summary = MethodSummary(
+            label=label, cases=len(own_points), measures=_means(setting, own_points, draws[label], seed)
+        )
         if label != "recall" and "recall" in points:
-            against = _differences(points["recall"], own_points, draws["recall"], draws[label], seed)
+            against = _differences(setting, points["recall"], own_points, draws["recall"], draws[label], seed)
             summary = summary.model_copy(update={"against": against})
         summaries.append(summary)
     return SettingSummary(
@@ -144,6 +149,7 @@ def _summary(lines: list[Line], resamples: int, seed: int) -> SettingSummary:
         unseen=lines[0].unseen,
         rows=rows,
         cases=max(map(len, points.values()), default=0),
+        trainings=max((len({_training(setting, case) for case in cases}) for cases in points.values()), default=0),
         methods=summaries,
     )
 
@@ -180,20 +186,29 @@ def _drawn(lines: list[Line], resamples: int, seed: int) -> tuple[dict[Cell, NDA
     return values, counts
 
 
+def _training(setting: Setting, case: Case) -> Case:
+    """What was trained apart from other cases: in a stream every case, else a seed's experts for all its orders."""
+    return case if setting == "stream" else (case[0], 0)
+
+
 def _means(
-    points: dict[Case, dict[str, float]], draws: dict[Case, dict[str, NDArray[np.float64]]], seed: int
+    setting: Setting,
+    points: dict[Case, dict[str, float]],
+    draws: dict[Case, dict[str, NDArray[np.float64]]],
+    seed: int,
 ) -> dict[str, Estimate]:
     cases = list(points)
     found = {}
     for name in points[cases[0]]:
         low, high = (-1.0, 1.0) if name in (FORGETTING, BACKWARD) else (0.0, 1.0)
         estimate = fmean(points[case][name] for case in cases)
-        drawn = _over_cases([draws[case][name] for case in cases], seed)
+        drawn = _over_cases(setting, {case: draws[case][name] for case in cases}, seed)
         found[name] = Estimate(value=_rounded(estimate), **_bounds(estimate, drawn, low, high))
     return found
 
 
 def _differences(
+    setting: Setting,
     ours: dict[Case, dict[str, float]],
     theirs: dict[Case, dict[str, float]],
     our_draws: dict[Case, dict[str, NDArray[np.float64]]],
@@ -207,7 +222,7 @@ def _differences(
         if name not in theirs[cases[0]]:
             continue
         gaps = [_rounded(ours[case][name] - theirs[case][name]) for case in cases]
-        drawn = _over_cases([our_draws[case][name] - their_draws[case][name] for case in cases], seed)
+        drawn = _over_cases(setting, {case: our_draws[case][name] - their_draws[case][name] for case in cases}, seed)
         better = -1 if name == FORGETTING else 1
         found[name] = Difference(
             value=_rounded(fmean(gaps)),
@@ -219,9 +234,12 @@ def _differences(
     return found
 
 
-def _over_cases(draws: list[NDArray[np.float64]], seed: int) -> NDArray[np.float64]:
-    """The mean over cases that are drawn with replacement, in every resample: the same ones for the same number."""
-    drawn_CB = np.stack(draws)
+def _over_cases(setting: Setting, draws: dict[Case, NDArray[np.float64]], seed: int) -> NDArray[np.float64]:
+    """The mean over trainings that are drawn with replacement, in every resample: the same ones for the same number."""
+    trainings: dict[Case, list[NDArray[np.float64]]] = {}
+    for case, drawn_B in draws.items():
+        trainings.setdefault(_training(setting, case), []).append(drawn_B)
+    drawn_CB = np.stack([np.mean(orders, axis=0) for orders in trainings.values()])
     count, resamples = drawn_CB.shape
     counts_BC = np.random.default_rng([seed, count]).multinomial(count, np.full(count, 1 / count), size=resamples)
     mean: NDArray[np.float64] = (counts_BC.T * drawn_CB).sum(axis=0) / count

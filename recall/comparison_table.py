@@ -91,7 +91,7 @@ def sentence(summary: SettingSummary) -> str:
             clauses.append(_standing(where, name, methods))
     if not clauses:
         return f"{summary.setting}: RECALL has no whole case yet, so nothing can be compared."
-    doubt = "" if summary.cases > 1 else "; with one case the intervals hold chance in the rows alone, not in training"
+    doubt = "" if summary.trainings > 1 else "; trained once, so the intervals hold chance in the rows alone"
     return f"{summary.setting}: {'; '.join(clauses)}{doubt}."
 
 

@@ -122,11 +122,16 @@ def read_rows(path: Path, spec: TaskSpec | None = None) -> list[Row]:
     return rows
 
 
+def _no_json(constant: str) -> None:
+    """NaN and Infinity, which Python reads and no prediction can equal."""
+    raise ValueError(constant)
+
+
 def _check_json(row: Row, where: str) -> None:
     for text in row.references or [row.target]:
         try:
-            found = json.loads(text)
-        except json.JSONDecodeError:
+            found = json.loads(text, parse_constant=_no_json)
+        except ValueError:
             found = None
         if not isinstance(found, dict):
             raise BadInput(f"{where}: {text!r} is no JSON object, which metric json_f1 compares with")

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from recall.checkpoints import TOKENIZER_FILES, Checkpoint
 from recall.errors import BadInput, Failed, one_line
 from recall.merge_request import MergeRecord, MergeRequest
-from recall.merge_settings import BY_MOMENTS, TAKES_WEIGHTS
+from recall.merge_settings import BY_MOMENTS, MOMENTS_FILE, TAKES_WEIGHTS
 from recall.merge_weights import GivenWeights, Weighing, read_weights, weigh_models
 from recall.model_card import model_card
 from recall.model_sources import check_alike, find_models, warnings_of
@@ -41,7 +41,8 @@ def merge_models(request: MergeRequest) -> MergeRecord:
         given = read_weights(request.weights) if request.weights else None
         layers, tensor_layers = _layers(request, given, members[0])
         if given:
-            _check_rows(given.weights, layers, len(members))
+            by_moments = request.method if request.method in BY_MOMENTS else None
+            _check_rows(given.weights, layers, len(members), by_moments)
         weighing = weigh_models(request, members, len(layers), given)
         error = _write(request, members, np.array(weighing.weights), tensor_layers, partial)
         merged_loss, warnings = _check_merged(request, members, weighing, partial)
@@ -52,7 +53,9 @@ def merge_models(request: MergeRequest) -> MergeRecord:
             similarities=weighing.similarities,
             sigma=weighing.sigma,
             settings=request.model_dump(mode="json", exclude={"models", "out"}),
-            inputs=[{path.name: digests[path].result() for path in _files(member)} for member in members if digests],
+            inputs=[
+                {path.name: digests[path].result() for path in _files(member, request)} for member in members if digests
+            ],
             samples_sha256=digests[request.samples].result() if digests and request.samples else None,
             tensor_layers=tensor_layers,
             samples=weighing.count,
@@ -120,7 +123,7 @@ def check_members(request: MergeRequest, members: Sequence[Checkpoint]) -> None:
 @contextmanager
 def _digests(request: MergeRequest, members: Sequence[Checkpoint]) -> Iterator[dict[Path, Future[str]]]:
     """The SHA-256 of every file that counts, computed once, and on cores that are free; given up on an error."""
-    paths = dict.fromkeys(path for member in members for path in _files(member))
+    paths = dict.fromkeys(path for member in members for path in _files(member, request))
     if request.samples:
         paths[request.samples] = None
     # Models that are run on samples take every core for themselves.
@@ -134,10 +137,11 @@ def _digests(request: MergeRequest, members: Sequence[Checkpoint]) -> Iterator[d
             raise
 
 
-def _files(member: Checkpoint) -> list[Path]:
-    """Weights, config and tokenizer of a model, an adapter's base included."""
+def _files(member: Checkpoint, request: MergeRequest) -> list[Path]:
+    """Weights, config and tokenizer of a model, an adapter's base included; and its moments, where they are read."""
     folders = [checkpoint.folder for checkpoint in (member.base, member) if checkpoint]
-    beside = ("config.json", "adapter_config.json", *TOKENIZER_FILES)
+    moments = (MOMENTS_FILE,) if request.method in BY_MOMENTS else ()
+    beside = ("config.json", "adapter_config.json", *TOKENIZER_FILES, *moments)
     return [
         path
         for folder in folders
@@ -193,12 +197,16 @@ def _publishing(out: Path) -> Iterator[Path]:
         lock.release()
 
 
-def _check_rows(weights: Sequence[Sequence[float]], layers: Sequence[str], models: int) -> None:
+def _check_rows(
+    weights: Sequence[Sequence[float]], layers: Sequence[str], models: int, positive: str | None = None
+) -> None:
     if len(weights) != len(layers):
         raise BadInput(f"the weights have {len(weights)} rows, the models {len(layers)} layers (with the embeddings)")
     for layer, row in zip(layers, weights, strict=True):
         if len(row) != models or abs(sum(row) - 1) > 1e-6 or not np.isfinite(row).all():
             raise BadInput(f"the weights of {layer} are {row}; give {models} numbers, a model each, that sum to 1")
+        if positive and min(row) < 0:
+            raise BadInput(f"the weights of {layer} are {row}; --method {positive} takes none below 0")
 
 
 def _layers(request: MergeRequest, given: GivenWeights | None, first: Checkpoint) -> tuple[list[str], dict[str, int]]:

@@ -61,7 +61,9 @@ def regmean(
         first = moments[0][0]
         shares_RK = np.full((1, len(pool.members)), 1 / len(pool.members)) if weights_RK is None else weights_RK
         row = row_of if row_of and weights_RK is not None else (lambda _: 0)
-        solved = _Solved(pool, moments, shrink, shares_RK, row)
+        # RegMean counts every expert alike, so a model that stands for several counts as often.
+        counts_K = [len(group) if weights_RK is None else 1 for group in moments]
+        solved = _Solved(pool, moments, shrink, shares_RK * counts_K, row)
         summed = WeightedSum(pool, shares_RK, row)
 
         def combine(part: Slice, buffers: Buffers) -> Tensor:
@@ -137,7 +139,7 @@ class _Solved:
         return grams_KII, torch.cholesky_inverse(torch.linalg.cholesky(total_II))
 
     def _shrunk(self, shared: str, group: list[Moments]) -> Tensor:
-        gram_II = torch.stack([one.matrix(shared) for one in group]).double().sum(dim=0)
+        gram_II = torch.stack([one.matrix(shared) for one in group]).double().mean(dim=0)
         diagonal_I = gram_II.diagonal()
         ridge = RIDGE * diagonal_I.mean().clamp(min=torch.finfo(torch.float32).tiny)
         return self.shrink * gram_II + torch.diag((1 - self.shrink) * diagonal_I + ridge)

@@ -46,6 +46,13 @@ def test_a_merged_model_worse_than_both_it_was_made_of():
     assert "the model before (31.5)" in said
 
 
+def test_a_collapse_is_told_even_where_the_expert_gained_nothing():
+    result = with_score(3, 2, 0.1)
+    third = result.updates[2].model_copy(update={"expert_score": 0.32})
+    (said,) = cautions(result.model_copy(update={"updates": [*result.updates[:2], third]}))
+    assert "less than its expert (32.0) and less than the model before (31.5)" in said
+
+
 def test_less_than_two_points_under_both_are_left_to_chance():
     assert cautions(with_score(3, 2, 0.30)) == []
 
@@ -86,7 +93,8 @@ def test_models_far_apart_where_they_are_deep():
 
 def test_a_pool_in_which_the_newest_can_have_but_little():
     (said,) = cautions(with_update(2, merge=merge(1, models=6)))
-    assert f"no more than {100 * e / (e + 5):.0f}% of any layer" in said
+    most = max(row[-1] for row in merge(1, models=6).weights)
+    assert most < e / (e + 5) and f"the newest has {100 * most:.0f}% of a layer at most" in said
     assert cautions(with_update(2, merge=merge(1, models=3))) == []
 
 

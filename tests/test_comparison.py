@@ -176,6 +176,15 @@ def test_cases_that_differ_widen_the_interval_and_more_seeds_do_not_stand_for_mo
     assert widths[2] > 1.3 * widths[1]
 
 
+def test_orders_that_share_their_experts_are_one_training():
+    one = [together("recall", 8, 6, 4, 2), together("average", 5, 5, 5, 5)]
+    again = [together("recall", 8, 6, 4, 2, order=order) for order in (1, 2)]
+    again += [together("average", 5, 5, 5, 5, order=order) for order in (1, 2)]
+    (few,), (many,) = compare_lines(one), compare_lines([*one, *again])
+    assert (few.trainings, many.cases, many.trainings) == (1, 3, 1)
+    assert few.methods[0].measures == many.methods[0].measures, "more orders of one training make no interval narrower"
+
+
 def test_only_lines_with_the_newest_settings_count_and_of_one_case_the_last():
     old = together("average", 1, 1, 1, 1, own="old", seed=1)
     lines = [together("recall", 5, 5, 5, 5), old, together("average", 2, 2, 2, 2), together("average", 3, 3, 3, 3)]
@@ -207,7 +216,7 @@ def test_the_sentence_says_who_won_and_whether_chance_may_explain_it(ours, words
     lines = [line(name, rows=[dict.fromkeys([*TASKS, *NEW], found)]) for name, found in rows.items()]
     found = summary([base, *lines])
     assert words in sentence(found)
-    assert "with one case" in sentence(found)
+    assert "trained once" in sentence(found)
     assert table(found).row_count == 3
 
 

@@ -220,9 +220,12 @@ def test_even_weights_are_regmean(tiny_model_folder, tmp_path):
     assert all(torch.equal(plain[name], even[name]) for name in plain)
 
 
-def test_equal_moments_give_recall_s_own_merge(tiny_model_folder, tmp_path):
+@pytest.mark.parametrize("experts_of_current", [1, 3])
+def test_equal_moments_give_recall_s_own_merge(tiny_model_folder, tmp_path, experts_of_current):
+    """However many experts the current model stands for: its weight is its weight."""
     members = experts(tmp_path, tiny_model_folder)
-    same = [[members[0].folder / MOMENTS_FILE]] * 2
+    file = members[0].folder / MOMENTS_FILE
+    same = [[file] * experts_of_current, [file]]
     weights = np.array([[0.3, 0.7]])
     merge_by(members, regmean(same, 1.0, weights, lambda _: 0), tmp_path / "solved")
     merge(members, weights, lambda _: 0, tmp_path / "summed")
