@@ -133,7 +133,7 @@ def test_a_second_comparison_makes_what_is_new_alone(compared, tmp_path):
         assert other["average"].scores == lines(compared, "independent", "average")[0].scores
         assert other[varied].settings["weighting"]["temperature"] == 0.2
         assert [compared.artifacts(kind) for kind in ("experts", "samples")] == [made["experts"], made["samples"]]
-        assert len(compared.artifacts("merged")) == len(made["merged"]) + 3, "RECALL's with both temperatures"
+        assert len(compared.artifacts("merged")) == len(made["merged"]) + 4, "with both temperatures, and with moments"
     finally:
         compared.folder = before
 

@@ -64,8 +64,9 @@ def test_adapters_give_the_same_numbers_and_small_chunks_do_too(tmp_path, device
     base = llama(tmp_path / "base", **WIDE)
     members = [base, *(adapter(tmp_path / f"lora{seed}", base, seed=seed, rank=3 + seed) for seed in (1, 2, 3))]
     expected = merge_all(members, tmp_path / "plain")
-    budget = process_memory() + 30_000_000
-    for name, options in {"large": {}, "small": {"max_memory": budget}}.items():
+    for name in ("large", "small"):
+        # Of what this process holds by then: a merge before leaves some of its memory with the allocator.
+        options = {"max_memory": process_memory() + 30_000_000} if name == "small" else {}
         found = merge_all(members, tmp_path / name, device=device, **options)
         for tensor in found:
             torch.testing.assert_close(found[tensor], expected[tensor], rtol=1e-5, atol=1e-6)
