@@ -20,6 +20,7 @@ from flows.comparison_cases import (
 )
 from flows.comparison_lines import identity, make_line
 from flows.continual_update import begin
+from flows.orphans import untagged_tasks
 from flows.preflight import Inputs, check_inputs, check_model, check_samples
 from flows.stream_state import open_stream
 from recall.comparison import compare_lines
@@ -50,7 +51,7 @@ def compare(
     lines: list[Line] = []
     made = 0
     data_sets: dict[str, DatasetRef] = {}
-    with workers(settings.runner, settings.threads, stream.store.root):
+    with untagged_tasks(), workers(settings.runner, settings.threads, stream.store.root):
         for case in all_cases(settings, options):
             own = contenders(case, options, variants)
             keys = {one: identity(stream, case, one, variants.get(one, settings), options.split)["key"] for one in own}

@@ -13,6 +13,7 @@ from prefect.states import Completed
 
 from flows.baselines import learn_baseline
 from flows.lineage import lineage_of, version_tags
+from flows.orphans import untagged_tasks
 from flows.outputs import outcome, publish_outputs
 from flows.pools import heldout, merge_pool, represent_pool
 from flows.preflight import check_inputs
@@ -65,7 +66,7 @@ def continual_update(
     parent_run = registry.unfinished_stream_run(settings.stream.name, stream.key(last))
     data_sets: dict[str, DatasetRef] = {}
     records: list[UpdateRecord] = []
-    with workers(settings.runner, settings.threads, stream.store.root):
+    with untagged_tasks(), workers(settings.runner, settings.threads, stream.store.root):
         for position in range(1, last + 1):
             record = None if recompute else registered_update(stream, position)
             if record is None:
@@ -120,11 +121,11 @@ def update(
         before=values(before),
         draft=bool(stream.inputs.draft_reasons),
         evaluations=own | own_base,
-        earlier=registry.run_ids(stream.settings.stream.name, [record.result.version for record in earlier]),
+        earlier=[before.registered.run_id for before in earlier if before.registered],
     )
     lineage, tags = lineage_of(stream, record, earlier, data_sets), version_tags(stream, record)
-    version = register(stream.store, stream.settings.stream.name, position, parent_run, record, lineage, tags)
-    return record.model_copy(update={"result": record.result.model_copy(update={"version": version})})
+    registered = register(stream.store, stream.settings.stream.name, position, parent_run, record, lineage, tags)
+    return record.at(registered)
 
 
 def version_data_sets(stream: Stream) -> dict[str, DatasetRef]:

@@ -18,10 +18,8 @@ from recall.lineage import (
     Files,
     Lineage,
     PoolEntry,
-    PreviousUpdate,
     sha256,
 )
-from tasks import registry
 from tasks.data_versions import code_commit
 from tasks.records import UpdateRecord
 from tasks.refs import ArtifactRef, CheckpointRef, DatasetRef, digest, file_sha256
@@ -45,7 +43,7 @@ def lineage_of(
         update_key=record.key,
         model_key=record.model_key,
         record_sha256=sha256(record.to_json()),
-        previous=_previous(stream, earlier),
+        previous=earlier[-1].registered if earlier else None,
         git_commit=stream.inputs.git_commit,
         code=CodeEntry(git_commit=commit, clean=clean),
         draft_because=list(stream.inputs.draft_reasons),
@@ -93,14 +91,6 @@ def version_tags(stream: Stream, record: UpdateRecord) -> dict[str, str]:
 
 def _scored_on(stream: Stream, record: UpdateRecord) -> list[str]:
     return [*stream.seen(record.position), *stream.unseen]
-
-
-def _previous(stream: Stream, earlier: list[UpdateRecord]) -> PreviousUpdate | None:
-    if not earlier:
-        return None
-    version = str(earlier[-1].result.version)
-    run_id, lineage_sha256 = registry.lineage_place(stream.settings.stream.name, version)
-    return PreviousUpdate(version=version, run_id=run_id, lineage_sha256=lineage_sha256)
 
 
 def _data_set(stream: Stream, record: UpdateRecord, name: str, data_set: DatasetRef) -> DataSetEntry:

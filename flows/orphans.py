@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import signal
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 # Inherited by all that a run starts: the run's process id.
@@ -29,6 +30,20 @@ OF_THIS_MACHINE = f"process:{platform.node()}:"
 def process_tag() -> str:
     """The tag of this process's flow runs: its machine and its id."""
     return f"{OF_THIS_MACHINE}{os.getpid()}"
+
+
+@contextmanager
+def untagged_tasks() -> Iterator[None]:
+    """Inside a flow: its tasks do not inherit that tag.
+
+    Before each task Prefect asks its server for the limits of every tag, and where the embedded one is just writing
+    down the end of the task before, its database is locked and the question is put again 2 s later.
+    """
+    from prefect.context import TagsContext
+
+    tags = TagsContext.get().current_tags
+    with TagsContext(current_tags={tag for tag in tags if not tag.startswith(OF_THIS_MACHINE)}):
+        yield
 
 
 def end_forgotten_runs() -> None:

@@ -15,6 +15,7 @@ from tasks import registry
 from tasks.records import Models, UpdateRecord
 from tasks.refs import ArtifactRef, CheckpointRef, Ref, ScoreRef, digest, file_sha256
 from tasks.remote import bring
+from tasks.restore import restore
 from tasks.store import Store
 from tasks.versioning import version_base
 
@@ -120,7 +121,7 @@ def bring_back(stream: Stream, earlier: list[UpdateRecord]) -> None:
         for ref in needed:
             if not stream.has(ref):
                 console.print(f"update {record.position}: {ref.kind} comes back from the registry")
-                registry.restore(stream.store, stream.settings.stream.name, record, ref)
+                restore(stream.store, stream.settings.stream.name, record, ref)
 
 
 def collect_result(stream: Stream, records: list[UpdateRecord]) -> StreamResult:
@@ -133,7 +134,7 @@ def collect_result(stream: Stream, records: list[UpdateRecord]) -> StreamResult:
         methods=score_matrices(records, tasks, unseen, stream.methods),
         updates=[record.result for record in records],
         settings=settings.model_dump(mode="json", exclude={"learning_tasks"}),
-        draft=records[-1].draft,
+        draft=registry.is_draft(settings.stream.name, str(records[-1].result.version)),
     )
 
 

@@ -76,8 +76,8 @@ class PoolEntry(Frozen):
     fingerprint: str
 
 
-class PreviousUpdate(Frozen):
-    """The update before: its version, its MLflow run, and the SHA-256 of its `lineage.json` (None: not recorded)."""
+class RegisteredUpdate(Frozen):
+    """An update's version, its MLflow run, and the SHA-256 of that run's `lineage.json` (None: not recorded)."""
 
     version: str
     run_id: str
@@ -101,7 +101,7 @@ class Lineage(Frozen):
     update_key: str
     model_key: str | None = None
     record_sha256: str | None = None  # of update.json
-    previous: PreviousUpdate | None = None
+    previous: RegisteredUpdate | None = None
     git_commit: str | None
     code: CodeEntry | None = None
     draft_because: list[str]

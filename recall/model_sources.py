@@ -27,8 +27,8 @@ HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 def find_models(names: Sequence[str]) -> list[Checkpoint]:
     """The checkpoints under `names`, in their order, each a folder or a hub id (`owner/name` or `owner/name@revision`).
 
-    An adapter lies over the base folder that it names, if that is there; else over the first full model of the list,
-    or over what it names on the hub.
+    An adapter lies over the base folder that it, or the manifest of the store beside it, names, if that is there; else
+    over the first full model of the list, or over what it names on the hub.
 
     Raises:
         BadInput: a name is neither a folder nor on the hub, a checkpoint is damaged, or an adapter's base is unknown.
@@ -51,7 +51,7 @@ def warnings_of(names: Sequence[str], members: Sequence[Checkpoint]) -> list[str
     for name, member in zip(names, members, strict=True):
         if member.base is None:
             continue
-        named = read_json(member.folder / "adapter_config.json").get("base_model_name_or_path") or ""
+        named = _named_base(member.folder)
         config = read_json(member.base.folder / "config.json")
         known = {config.get("_name_or_path"), *(n for n, m in zip(names, members, strict=True) if m == member.base)}
         if named and not Path(named).is_dir() and named not in known:
@@ -97,7 +97,7 @@ def _find(name: str) -> Path:
 
 
 def _base_of(adapter: Path, full: list[Path]) -> Checkpoint:
-    named = read_json(adapter / "adapter_config.json").get("base_model_name_or_path") or ""
+    named = _named_base(adapter)
     if named and Path(named).is_dir():
         base = Path(named).resolve()
     elif full:
@@ -108,6 +108,26 @@ def _base_of(adapter: Path, full: list[Path]) -> Checkpoint:
         raise BadInput(f"adapter {adapter} names no base model; give its base as the first --model")
     check_checkpoint(base, needs_tokenizer=False)
     return Checkpoint(base)
+
+
+def _named_base(adapter: Path) -> str:
+    """What an adapter was trained over, in its own words or, as an expert of a store names none, in its manifest's."""
+    named = str(read_json(adapter / "adapter_config.json").get("base_model_name_or_path") or "")
+    if named or not (adapter / "manifest.json").is_file():
+        return named
+    try:
+        base = read_json(adapter / "manifest.json")["fields"]["base"]
+        if base["kind"] == "base_model":
+            return str(base["path"])
+        trained_from = adapter.parent.parent / base["kind"] / base["fingerprint"]
+    except (KeyError, TypeError):
+        return ""
+    if not trained_from.is_dir():
+        raise BadInput(
+            f"adapter {adapter} was trained from {trained_from}, which is not there; it fits no other model, so bring "
+            "that folder back"
+        )
+    return str(trained_from)
 
 
 def _check_same_tokenizer(first: Path, other: Path) -> None:

@@ -16,6 +16,9 @@ from recall.model_classes import model_class, read_config
 from recall.running_order import tied_groups, untie
 from recall.tensor_files import TensorFolder
 
+# By class, config, what is untied and `modules`: most models that a process meets are of one architecture.
+_found: dict[tuple[type[PreTrainedModel], str, tuple[str, ...], bool], Layers] = {}
+
 
 def checkpoint_layers(checkpoint: Checkpoint, modules: bool = False) -> Layers:
     """The layers of a checkpoint, found from its structure; no weight is read (but see `_untie_what_differs`).
@@ -59,8 +62,11 @@ def _layers_of_file(
     with torch.device("meta"):
         model = kind._from_config(config)
     names = _names_in_model(model, files.specs)
-    _untie_what_differs(model, files, names)
-    layers = find_layers(model, modules)
+    untied = _untie_what_differs(model, files, names)
+    key = kind, config.to_json_string(use_diff=False), untied, modules
+    if key not in _found:
+        _found[key] = find_layers(model, modules)
+    layers = _found[key]
     rows: dict[str, int] = {}
     for name, candidates in names.items():
         found = [row for row in map(layers.find, candidates) if row is not None]
@@ -87,11 +93,12 @@ def _names_in_model(model: PreTrainedModel, tensors: Iterable[str]) -> dict[str,
     return names
 
 
-def _untie_what_differs(model: PreTrainedModel, files: TensorFolder, names: dict[str, list[str]]) -> None:
+def _untie_what_differs(model: PreTrainedModel, files: TensorFolder, names: dict[str, list[str]]) -> tuple[str, ...]:
     """What the class ties but the file holds apart, with different values, is not tied: T5 1.1 has such a head.
 
-    So does from_pretrained read them. Only where a file holds both are their values compared.
+    So does from_pretrained read them. Only where a file holds both are their values compared. Returns what was untied.
     """
+    untied = []
     held = {candidates[0]: name for name, candidates in names.items()}
     for group in tied_groups(model).values():
         first, *others = [name for name in group if name in held] or [""]
@@ -99,3 +106,5 @@ def _untie_what_differs(model: PreTrainedModel, files: TensorFolder, names: dict
             same_form = files.specs[held[first]] == files.specs[held[other]]
             if not same_form or files.read(held[first]) != files.read(held[other]):
                 untie(model, other)
+                untied.append(other)
+    return tuple(untied)

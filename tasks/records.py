@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
+from recall.lineage import RegisteredUpdate
 from recall.results import UpdateResult
 from tasks.refs import (
     ArtifactRef,
@@ -45,7 +46,8 @@ class UpdateRecord(BaseModel):
     `scores[method][column]` is the method's row of R; `base_scores` are row 0 of the columns first needed here, and
     `before[method]` is the score on the new learning task before it was taken in. `evaluations` are RECALL's, by
     learning task, and those behind `base_scores` (`base/<learning task>`); the run has each as `scores/<name>.json`,
-    row by row. `earlier` are the MLflow runs of the updates before.
+    row by row. `earlier` are the MLflow runs of the updates before;
+    `registered`, which no file has, is where this one is.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -61,6 +63,12 @@ class UpdateRecord(BaseModel):
     draft: bool
     evaluations: dict[str, ScoreRef] = {}
     earlier: list[str] = []
+    registered: RegisteredUpdate | None = Field(default=None, exclude=True)
+
+    def at(self, registered: RegisteredUpdate, *, reused: bool = False) -> UpdateRecord:
+        """The same, with where it is registered, and whether an earlier run did that."""
+        result = self.result.model_copy(update={"version": registered.version, "reused": reused})
+        return self.model_copy(update={"result": result, "registered": registered})
 
     def to_json(self) -> str:
         """The text of `update.json`."""

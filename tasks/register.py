@@ -8,8 +8,8 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from recall.errors import BadInput, Failed
-from recall.lineage import Lineage
-from tasks import registry
+from recall.lineage import Lineage, RegisteredUpdate
+from tasks import registration
 from tasks.records import UpdateRecord
 from tasks.store import Store
 
@@ -35,6 +35,6 @@ def register(
     record: UpdateRecord,
     lineage: Lineage,
     tags: dict[str, str],
-) -> str:
-    """Returns the version; a server that is away for a moment is asked again, and nothing is registered twice."""
-    return registry.register_update(store, stream, parent_run, record, lineage, tags)
+) -> RegisteredUpdate:
+    """Returns where it is; a server that is away for a moment is asked again, and nothing is registered twice."""
+    return registration.register_update(store, stream, parent_run, record, lineage, tags)

@@ -1,5 +1,6 @@
 """The whole flow with a tiny model: real Prefect, MLflow, DVC and Git underneath, and the command as people run it."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -10,12 +11,18 @@ from pathlib import Path
 
 import fill_disk
 import pytest
+import torch
+from merge_fixture import merged, tensors, write_weights
 from mlflow import MlflowClient
+from peft import PeftModel
 from prefect.artifacts import Artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.sorting import FlowRunSort, TaskRunSort
 from project import Project
+from tiny import load
+
+from recall.checkpoints import Checkpoint
 
 STAGES = ["version_dataset", "finetune", "cluster", "represent", "weigh", "merge", "evaluate"]
 
@@ -162,6 +169,16 @@ def test_prefect_shows_readable_names_and_the_summary(finished):
     assert ("register: tiny update 3", "Completed") in task_states(newest_flow_run())
 
 
+def test_a_flow_run_says_which_process_it_is_of_and_its_tasks_ask_for_no_limit_by_that(finished):
+    run = newest_flow_run()
+    assert [tag.split(":")[0] for tag in run.tags] == ["process"]
+    with get_client(sync_client=True) as prefect:
+        wanted = FlowRunFilter(id=FlowRunFilterId(any_=[run.id]))
+        found = prefect.read_task_runs(flow_run_filter=wanted, limit=200)
+    assert len(found) > 20
+    assert not any(task.tags for task in found)
+
+
 def test_results_pass_between_tasks_as_json_references(finished):
     results = list((finished.folder / ".store" / "results").iterdir())
     assert len(results) > 20
@@ -222,6 +239,44 @@ def test_a_draft_becomes_a_version_in_its_own_right_once_all_is_committed(new_pr
     assert version.tags["recall.draft"] == "false"
     assert version.tags["recall.git_commit"] == project.head()
     assert project.artifacts("experts") == made
+    grow_with_another_baseline(project)
+
+
+def grow_with_another_baseline(project):
+    """A draft that scores a clean version again and goes on from there: each record points to this very run's."""
+    project.params(
+        lambda values: values.update(baselines=["average"]) or values["stream"]["learning_tasks"].append("reviews")
+    )
+    assert project.run()["draft"]
+    first, second = versions(project)
+    assert (first.tags["recall.draft"], second.tags["recall.draft"]) == ("false", "true")
+    record = artifact(project, second.tags["recall.run_id"], "update.json")
+    (earlier,) = record["earlier"]
+    assert earlier != first.tags["recall.run_id"]
+    assert artifact(project, earlier, "update.json")["scores"].keys() == {"recall", "average"}
+    previous = artifact(project, second.tags["recall.run_id"], "lineage.json")["previous"]
+    text = client(project).download_artifacts(earlier, "lineage.json")
+    sha256 = hashlib.sha256(Path(text).read_bytes()).hexdigest()
+    assert previous == {"version": str(first.version), "run_id": earlier, "lineage_sha256": sha256}
+
+
+def artifact(project, run, name):
+    return json.loads(Path(client(project).download_artifacts(run, name)).read_text())
+
+
+def test_an_expert_is_merged_over_the_model_that_it_was_trained_from(finished, tmp_path):
+    """`recall merge` on the store's own folders: the adapter names no base, and the first model is not it."""
+    (second,) = [version for version in versions(finished) if version.tags["recall.position"] == "2"]
+    models = artifact(finished, second.tags["recall.run_id"], "update.json")["models"]["recall"]
+    store = finished.folder / ".store"
+    expert, start = (store / ref["kind"] / ref["fingerprint"] for ref in (models["expert"], models["expert"]["base"]))
+    assert start.parent.name == "merged"
+    base = finished.folder / "data" / "base_model"
+    rows = write_weights(tmp_path / "w.json", [[0.0, 1.0]] * 4)
+    merged([base, expert], tmp_path / "out", "--weights", rows)
+    whole = PeftModel.from_pretrained(load(Checkpoint(start)), expert).merge_and_unload().state_dict()
+    for name, found in tensors(tmp_path / "out").items():
+        torch.testing.assert_close(found, whole[name], rtol=1e-4, atol=1e-6)
 
 
 def test_a_stream_may_shrink_again_and_its_unseen_tasks_change_without_a_new_version(finished):

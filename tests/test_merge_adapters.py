@@ -122,3 +122,16 @@ def test_what_one_adapter_leaves_out_another_may_change(pool, tmp_path):
     laid_over = PeftModel.from_pretrained(load(Checkpoint(pool / "base")), tmp_path / "adapter").merge_and_unload()
     for name, expected in tensors(tmp_path / "full").items():
         torch.testing.assert_close(laid_over.state_dict()[name], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_an_expert_of_a_store_without_the_model_that_it_was_trained_from(pool, weights, tmp_path):
+    expert = shutil.copytree(pool / "lora1", tmp_path / "store" / "experts" / "abc")
+    config = json.loads((expert / "adapter_config.json").read_text())
+    (expert / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": ""}))
+    base = {"kind": "merged", "fingerprint": "def"}
+    (expert / "manifest.json").write_text(json.dumps({"fields": {"base": base}}))
+    sentence = refused([pool / "base", expert], tmp_path / "out", "--weights", weights)
+    assert f"was trained from {tmp_path}/store/merged/def, which is not there" in sentence
+    shutil.copytree(pool / "expert1", tmp_path / "store" / "merged" / "def")
+    merged([pool / "base", expert], tmp_path / "out", "--weights", weights)
+    assert read_record(tmp_path / "out").warnings == []

@@ -27,7 +27,8 @@ from recall.errors import BadInput, Failed
 from recall.gates import Verdict
 from recall.ledger import standing
 from recall.load_settings import load_settings
-from tasks import ledger, registry
+from tasks import ledger, registration, registry
+from tasks.restore import restore
 from tasks.run_files import read_record, read_run_lineage
 from tasks.store import Store
 
@@ -501,7 +502,7 @@ class Again:
         self.parent = registry.start_stream_run("tiny", "another")
 
     def register(self, **tags):
-        return registry.register_update(self.store, "tiny", self.parent, self.record, self.lineage, tags)
+        return registration.register_update(self.store, "tiny", self.parent, self.record, self.lineage, tags)
 
     @property
     def run(self):
@@ -515,15 +516,16 @@ def test_a_draft_leaves_a_version_that_is_none_as_it_is(project, finished, capsy
     moved("3")
     before = tags("3")
     draft = Again(finished, "3", key="another", draft=True)
-    assert draft.register(**{"recall.draft": "true", "recall.draft_because": "uncommitted"}) == "3"
+    assert draft.register(**{"recall.draft": "true", "recall.draft_because": "uncommitted"}).version == "3"
     assert tags("3") == before
+    assert not registry.is_draft("tiny", "3")
     assert draft.run.info.status == "FINISHED"
     assert draft.run.data.metrics
     assert f"this run is a draft, and what it found is in MLflow's run {draft.run.info.run_id} alone" in " ".join(
         capsys.readouterr().err.split()
     )
     clean = Again(finished, "3", key="another", draft=False)
-    assert clean.register(**{"recall.draft": "false"}) == "3"
+    assert clean.register(**{"recall.draft": "false"}).version == "3"
     assert tags("3")["recall.run_id"] == clean.run.info.run_id
 
 
@@ -536,7 +538,7 @@ def test_a_version_that_nobody_finished_may_become_a_draft(project, finished):
 def test_metrics_are_whole_after_a_kill_between_two_batches(project, finished, monkeypatch):
     original = project.get_run(tags("3")["recall.run_id"])
     again = Again(finished, "3", key="another")
-    monkeypatch.setattr(registry, "BATCH", 7)
+    monkeypatch.setattr(registration, "BATCH", 7)
     log_batch, batches = MlflowClient.log_batch, []
 
     def dying(self, run_id, **logged):
@@ -570,7 +572,7 @@ def test_a_version_of_somebody_elses_is_refused_in_words(foreign):
     assert "nothing says what it was made from" in found["said"]
     assert (found["verdict"]["outcome"], found["verdict"]["gates"], where()) == ("fail", [], (None, None))
     with pytest.raises(Failed, match=f"version {foreign} of tiny is none that `recall run` has registered"):
-        registry.run_ids("tiny", [foreign])
+        registry.run_of(registry.version("tiny", foreign))
     assert recall("report", "--version", foreign).exit_code == 1
     assert [row["learning_task"] for row in status()["versions"]] == ["names", "reviews", "countries", None]
 
@@ -606,8 +608,8 @@ def test_a_restore_that_fails_leaves_nothing_behind(project, finished, tmp_path)
     record = registry.find_update("tiny", tags("3")[registry.KEY])
     store, merged = Store(root=tmp_path / "store"), record.models["recall"].current
     with pytest.raises(Failed, match="MLflow holds other files than were registered"):
-        registry.restore(store, "tiny", record, merged.model_copy(update={"sha256": "0"}))
+        restore(store, "tiny", record, merged.model_copy(update={"sha256": "0"}))
     assert not list((store.root / "work").iterdir())
-    registry.restore(store, "tiny", record, merged)
+    restore(store, "tiny", record, merged)
     assert store.manifest("merged", merged.fingerprint)["sha256"] == merged.sha256
     assert not list((store.root / "work").iterdir())
