@@ -9,7 +9,7 @@ import tiny
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-pytest_plugins = ["audited_project", "merge_fixture", "prefect_fixture", "servers"]
+pytest_plugins = ["audited_project", "merge_fixture", "prefect_fixture", "promotion_fixture", "servers"]
 
 # The longest files go first, so that no worker is left alone with one at the end.
 SLOWEST_FIRST = (
@@ -19,6 +19,8 @@ SLOWEST_FIRST = (
     "test_compare",
     "test_audit",
     "test_promotion",
+    "test_moves",
+    "test_registration",
     "test_baselines",
     "test_schedule",
     "test_merge_options",
