@@ -70,7 +70,7 @@ def lineage_of(
 
 
 def version_tags(stream: Stream, record: UpdateRecord) -> dict[str, str]:
-    """The tags of a registered version (DESIGN 7); the registry adds the update's key, the lineage's SHA-256 and the
+    """The tags of a registered version; the registry adds the update's key, the lineage's SHA-256 and the
     weights'."""
     models = record.models["recall"]
     tags = {

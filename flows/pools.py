@@ -1,4 +1,4 @@
-"""What an update trains from and what it merges (DESIGN 2, step 1), for RECALL and for every baseline that merges."""
+"""What an update trains from and what it merges (docs/method.md, step 1), for RECALL and for baselines that merge."""
 
 from __future__ import annotations
 

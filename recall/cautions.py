@@ -98,7 +98,7 @@ def _of_similarities(merge: MergeWeights, fixed_sigma: bool) -> list[str]:
 
 
 def _of_pool(merge: MergeWeights) -> list[str]:
-    """At temperature 1 the newest of K models has e / (e + K - 1) at most (DESIGN 2), under half from K = 4 on."""
+    """At temperature 1 the newest of K models has e / (e + K - 1) at most, under half from K = 4 on."""
     most = max((row[-1] for row in merge.weights), default=1.0)
     if not merge.similarities or most >= EVEN_SHARE or len(merge.models) < 3:
         return []

@@ -23,7 +23,7 @@ class Layers:
     """The rows of a weight matrix, and the row of every tensor.
 
     Row 0 is all that comes before a stack's blocks, then every block has a row (or two, attention and the rest); what
-    follows a stack belongs to its last block (DESIGN 2, step 6).
+    follows a stack belongs to its last block (docs/method.md, step 6).
 
     Attributes:
         names: R names, "embeddings" first.

@@ -1,4 +1,4 @@
-"""The hierarchical merge: every parameter of layer l becomes a weighted sum (RECALL, section 3.3; DESIGN 2, step 6).
+"""The hierarchical merge: every parameter of a layer becomes a weighted sum (RECALL, 3.3; docs/method.md, step 6).
 
 Models are walked chunk by chunk: the same byte range of every input goes into a float32 accumulator that stays in a
 core's cache, is rounded once, and is written where the output's header says it belongs. What is in memory is a few
@@ -44,7 +44,7 @@ def merge(
     max_memory: int | None = None,
     device: torch.device | None = None,
 ) -> None:
-    """Write the weighted sum of `members` to `out` as a Hugging Face folder (DESIGN 2, step 6).
+    """Write the weighted sum of `members` to `out` as a Hugging Face folder (docs/method.md, step 6).
 
     The sum over models runs in float32 (float64 for float64 tensors) in the order of `members` and is rounded once;
     where all models hold the same value, it comes out bit for bit. LoRA adapters over one base cost one read of it.

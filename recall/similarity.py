@@ -1,4 +1,4 @@
-"""How alike two models represent the same samples, layer by layer (RECALL, equation 3; DESIGN 2, step 4).
+"""How alike two models represent the same samples, layer by layer (RECALL, equation 3; docs/method.md, step 4).
 
 RECALL takes the RBF kernel; linear CKA and the cosine are alternatives that need no sigma.
 

@@ -1,4 +1,4 @@
-"""Merge weights: a softmax over the models at every layer (RECALL, equation 4; DESIGN 2, step 5).
+"""Merge weights: a softmax over the models at every layer (RECALL, equation 4; docs/method.md, step 5).
 
 Shape suffixes: L layers, K models (the newest last), P samples, E hidden size.
 """

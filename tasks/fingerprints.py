@@ -18,7 +18,7 @@ from tasks.refs import Ref, digest
 
 
 def fingerprint(stage: str, code: str, inputs: dict[str, Any]) -> str:
-    """The fingerprint of DESIGN 4: never a path, a time or a setting that the stage does not read.
+    """The fingerprint: never a path, a time or a setting that the stage does not read.
 
     Args:
         stage: the stage's name, so that two stages with equal inputs never collide.

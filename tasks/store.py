@@ -53,7 +53,7 @@ class Manifest(BaseModel):
 
 
 class Store(BaseModel):
-    """`<root>/<kind>/<fingerprint>/` with a manifest each; see DESIGN 4. `remote`: see `tasks.remote`."""
+    """`<root>/<kind>/<fingerprint>/` with a manifest each. `remote`: see `tasks.remote`."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -1,4 +1,4 @@
-"""Small random models of many architectures, and where their checkpoints' tensors belong (DESIGN 2, step 6)."""
+"""Small random models of many architectures, and where their checkpoints' tensors belong (docs/method.md, step 6)."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a weighted sum of models is, whatever the models (DESIGN 2, step 6): properties, on small random tensors.
+"""What a weighted sum of models is, whatever the models (docs/method.md, step 6): properties, on small random tensors.
 
 A model here is an empty config and any tensors. Hypothesis draws weights, shapes, types and the seeds of the numbers.
 """

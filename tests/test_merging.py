@@ -1,4 +1,4 @@
-"""The hierarchical merge (DESIGN 2, step 6): layer by layer, streamed, LoRA-native, and refusing what does not fit."""
+"""The hierarchical merge (docs/method.md, step 6): layer by layer, streamed, LoRA-native, no misfit let in."""
 
 import json
 import math
@@ -29,7 +29,7 @@ def merge(pool, weights_LK, out, **options):
 
 
 def layer_of(name):
-    """DESIGN 2, step 6, spelled out for Llama."""
+    """docs/method.md, step 6, spelled out for Llama."""
     if name.startswith("model.embed_tokens"):
         return 0
     return int(name.split(".")[2]) + 1 if name.startswith("model.layers.") else LAYERS - 1

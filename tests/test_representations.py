@@ -1,4 +1,4 @@
-"""Layer-wise representations (DESIGN 2, step 3) against the definition, with every hidden state kept."""
+"""Layer-wise representations (docs/method.md, step 3) against the definition, with every hidden state kept."""
 
 import numpy as np
 import pytest

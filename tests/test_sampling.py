@@ -1,4 +1,4 @@
-"""Typical samples: the nearest sample to each K-means centroid, no two the same (DESIGN 2, step 2)."""
+"""Typical samples: the nearest sample to each K-means centroid, no two the same (docs/method.md, step 2)."""
 
 import numpy as np
 import pytest

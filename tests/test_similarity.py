@@ -1,4 +1,4 @@
-"""Similarity to the newest model, layer by layer (DESIGN 2, step 4). Suffixes as in recall.similarity."""
+"""Similarity to the newest model, layer by layer (docs/method.md, step 4). Suffixes as in recall.similarity."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ representations = arrays(np.float32, (3, 4, 5, 6), elements=st.floats(-50, 50, w
 
 
 def reference(hidden_KLPE: torch.Tensor) -> torch.Tensor:
-    """DESIGN 2, step 4, in float64 and with loops."""
+    """docs/method.md, step 4, in float64 and with loops."""
     models, layers, samples, _ = hidden_KLPE.shape
     hidden_KLPE = hidden_KLPE.double()
     found_LK = torch.zeros(layers, models, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Merge weights: a softmax over models at every layer (DESIGN 2, step 5)."""
+"""Merge weights: a softmax over models at every layer (docs/method.md, step 5)."""
 
 import math
 
