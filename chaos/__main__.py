@@ -16,7 +16,7 @@ from random import Random
 from rich.console import Console
 from rich.table import Table
 
-from chaos import corruption, disks, kills, servers_killed
+from chaos import corruption, disks, kills, servers_killed, workers_killed
 from chaos.bench import Bench, Victim, end_orphans
 from chaos.checks import problems
 from recall.progress import console
@@ -26,6 +26,7 @@ FAULTS: dict[str, Callable[[Bench, Random], Victim]] = {
     **disks.FAULTS,
     **corruption.FAULTS,
     **servers_killed.FAULTS,
+    **workers_killed.FAULTS,
 }
 
 
