@@ -84,6 +84,7 @@ def begin(stream: Stream) -> dict[str, DatasetRef]:
     import torch
 
     torch.set_num_threads(stream.settings.threads or len(os.sched_getaffinity(0)))
+    stream.store.clear_abandoned()
     return version_data_sets(stream)
 
 

@@ -7,19 +7,21 @@ import functools
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from recall.errors import BadInput, Failed
 from tasks.refs import digest, file_sha256
 
 MANIFEST = "manifest.json"
-NOT_WRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+ABANDONED_AFTER_S = 7 * 24 * 3600
+NOT_WRITABLE = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
 
 class FileEntry(BaseModel):
@@ -91,18 +93,29 @@ class Store(BaseModel):
             work.mkdir(parents=True, exist_ok=True)
         return work
 
+    def clear_abandoned(self) -> None:
+        """Remove what killed stages left that nobody came back for in a week: after a change of code or settings the
+        same stage has another fingerprint, and works elsewhere."""
+        for work in (self.root / "work").glob("*"):
+            files = [work, *work.rglob("*")]
+            if time.time() - max(file.lstat().st_mtime for file in files) < ABANDONED_AFTER_S:
+                continue
+            with suppress(Timeout), self.lock(work.name.removeprefix("restore-"), wait=False):
+                shutil.rmtree(work, ignore_errors=True)
+
     @contextmanager
-    def lock(self, fingerprint: str) -> Iterator[None]:
+    def lock(self, fingerprint: str, *, wait: bool = True) -> Iterator[None]:
         """One process at a time makes an artifact; the lock dies with the process that holds it.
 
         Raises:
             Failed: as `publishing`.
+            filelock.Timeout: another holds it, and this one is not to `wait`.
         """
         file = self.root / "locks" / f"{fingerprint}.lock"
         with self._writing("locks"):
             file.parent.mkdir(parents=True, exist_ok=True)
             held = FileLock(file)
-            held.acquire()
+            held.acquire(blocking=wait)
         try:
             yield
         finally:
@@ -116,12 +129,8 @@ class Store(BaseModel):
             return None
         return found
 
-    def damage(self, kind: str, fingerprint: str, *, hashes: bool = True) -> str | None:
-        """What is wrong with a published artifact, in words; None if its files are all there, and those recorded.
-
-        Args:
-            hashes: compare every file's SHA-256, not its size alone.
-        """
+    def damage(self, kind: str, fingerprint: str) -> str | None:
+        """What is wrong with a published artifact, in words; None if its files are all there, and those recorded."""
         folder = self.folder(kind, fingerprint)
         try:
             manifest = Manifest.model_validate(self.manifest(kind, fingerprint))
@@ -131,7 +140,7 @@ class Store(BaseModel):
             return f"{folder / MANIFEST} is that of another artifact"
         if not manifest.is_whole:
             return f"{folder / MANIFEST} has changed: its own SHA-256 is not the recorded one"
-        return files_damage(folder, manifest, hashes)
+        return files_damage(folder, manifest)
 
     @contextmanager
     def publishing(self, kind: str, fingerprint: str) -> Iterator[Path]:
@@ -193,19 +202,19 @@ def flush(folder: Path) -> None:
     _fsync_folder(folder)
 
 
-def files_damage(folder: Path, manifest: Manifest, hashes: bool = True) -> str | None:
+def files_damage(folder: Path, manifest: Manifest) -> str | None:
     """What is wrong with the files that a manifest names, in words; None if they are all there as recorded."""
-    broken = (_file_damage(folder, name, entry, hashes) for name, entry in manifest.files.items())
+    broken = (_file_damage(folder, name, entry) for name, entry in manifest.files.items())
     return next(filter(None, broken), None)
 
 
-def _file_damage(folder: Path, name: str, expected: FileEntry, hashes: bool) -> str | None:
+def _file_damage(folder: Path, name: str, expected: FileEntry) -> str | None:
     file = folder / name
     if not _inside(folder, file) or not file.is_file():
         return f"{file} is missing"
     if file.stat().st_size != expected.size:
         return f"{file} has {file.stat().st_size} bytes, not {expected.size}"
-    if hashes and _sha256_once(file) != expected.sha256:
+    if _sha256_once(file) != expected.sha256:
         return f"{file} has changed: its SHA-256 is not the recorded one"
     return None
 

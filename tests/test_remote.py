@@ -88,7 +88,7 @@ def pushed(tmp_path, remote):
 def test_another_store_fetches_what_was_pushed(pushed, remote, tmp_path):
     other = store_at(tmp_path / "there", remote)
     assert bring(other, "merged", "f1") is None
-    assert other.damage("merged", "f1", hashes=True) is None
+    assert other.damage("merged", "f1") is None
     assert other.manifest("merged", "f1") == pushed.manifest("merged", "f1")
 
 
