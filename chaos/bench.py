@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,27 @@ MAKE_DATABASES = (
 )
 # A run takes half a minute; one that waits for a lock or a server that is gone would wait for ever.
 PATIENCE_S = 420
+
+
+class Run(subprocess.Popen[str]):
+    """A process group of its own, whose output goes to a file: a pipe would stay open in the server that it leaves."""
+
+    def __init__(self, command: list[str], folder: Path | None, environment: dict[str, str]) -> None:
+        self.output = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - closed with the object
+        super().__init__(
+            command,
+            cwd=folder,
+            env=environment,
+            stdout=self.output,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def said(self) -> str:
+        """All that it has written."""
+        self.output.seek(0)
+        return self.output.read()
 
 
 @dataclass
@@ -51,16 +73,12 @@ class Victim:
         self.project.params(lambda values: values["stream"].update(name=name))
         self.project.commit("a stream of its own")
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """Start `recall run --json` (or another Python command) in a process group of its own."""
-        return subprocess.Popen(
+    def start(self, *arguments: str) -> Run:
+        """Start `recall run --json` (or another Python command)."""
+        return Run(
             [*self.inside, sys.executable, *(arguments or RUN)],
-            cwd=None if self.inside else self.project.folder,
-            env=self.project.environment | {"PWD": str(self.project.folder)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
+            None if self.inside else self.project.folder,
+            self.project.environment | {"PWD": str(self.project.folder)},
         )
 
     def bring_out(self) -> None:
@@ -75,14 +93,14 @@ class Victim:
         return ended(self.start(*arguments))
 
 
-def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+def ended(process: Run) -> tuple[int, str]:
     """Wait for a run; one that hangs is killed and counts as failed."""
     try:
-        output, _ = process.communicate(timeout=PATIENCE_S)
+        process.wait(timeout=PATIENCE_S)
     except subprocess.TimeoutExpired:
         kill_group(process)
-        return -signal.SIGKILL, f"hung for {PATIENCE_S} s"
-    return process.returncode, output
+        return -1, f"hung for {PATIENCE_S} s"
+    return process.returncode, process.said()
 
 
 def kill_group(process: subprocess.Popen[str]) -> None:

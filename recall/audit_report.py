@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from recall.audit_verdicts import AuditReport, Link
+from recall.html_pages import page_template
 from recall.lineage import Lineage
 from recall.lineage_drawing import draw_lineage
 from recall.text_files import write_text
@@ -26,14 +25,7 @@ def write_audit(report: AuditReport, lineage: Lineage | None, folder: Path) -> N
 
 def render_audit(report: AuditReport, lineage: Lineage | None) -> str:
     """The page's HTML; all text from data sets and the registry is escaped."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("audit.html.j2").render(
+    page = page_template("audit.html.j2").render(
         report=report,
         lineage=lineage,
         drawing=draw_lineage(report),

@@ -6,11 +6,10 @@ from importlib import metadata
 from pathlib import Path
 from platform import python_version
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from recall.cautions import cautions
 from recall.charts import BarChart, HeatMap, LineChart, Series, bar_chart, heat_map, line_chart, tens_around
 from recall.continual_metrics import forgetting_by_task
+from recall.html_pages import page_template
 from recall.results import StreamResult
 from recall.standings import LABELS, best_methods, headings, method_names, points, summary_rows
 from recall.text_files import write_text
@@ -54,17 +53,10 @@ def render(result: StreamResult, test_rows: dict[str, int] | None = None) -> str
     Raises:
         BadInput: a score that the report needs is missing.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     rows = summary_rows(result)
     names = method_names(result)
     recall = result.methods["recall"]
-    page = environment.get_template("report.html.j2").render(
+    page = page_template("report.html.j2").render(
         result=result,
         verdict=verdict(result, test_rows),
         cautions=cautions(result),
