@@ -14,6 +14,7 @@ from random import Random
 from typing import Any
 
 import httpx
+import psutil
 
 from chaos.bench import Bench, Victim, kill_group
 from chaos.servers_killed import ALONE, running
@@ -44,7 +45,7 @@ class Deployed:
         self._prefect("deploy", "--name", "weekly-update")
 
     def worker(self) -> subprocess.Popen[bytes]:
-        """Start the worker in a process group of its own; the runs that it starts are in it."""
+        """Start the worker."""
         with (self.victim.folder.parent / "worker.log").open("a") as log:
             return subprocess.Popen(
                 self.servers.documented("worker"),
@@ -62,7 +63,7 @@ class Deployed:
     def wait_for(self, run: str, *states: str) -> None:
         """Until the run is in one of the states."""
         deadline = time.monotonic() + PATIENCE_S
-        while (state := self._state(run)) not in states:
+        while (state := self.state(run)) not in states:
             assert time.monotonic() < deadline, f"the run is {state} after {PATIENCE_S} s\n{self._log()}"
             assert state not in ("FAILED", "CRASHED"), f"the run is {state}\n{self._log()}"
             time.sleep(1)
@@ -71,7 +72,8 @@ class Deployed:
         found = self._ask("/deployments/filter", deployments={"name": {"any_": ["weekly-update"]}})
         return str(found[0]["id"])
 
-    def _state(self, run: str) -> str:
+    def state(self, run: str) -> str:
+        """A flow run's, as the server has it."""
         found = self._ask("/flow_runs/filter", flow_runs={"id": {"any_": [run]}})
         return str(found[0]["state_type"])
 
@@ -101,11 +103,12 @@ def worker_killed(bench: Bench, random: Random, share: float, with_its_run: bool
         try:
             deployed.wait_for(first, "RUNNING")
             time.sleep(bench.seconds * (share + random.uniform(-0.05, 0.05)))
-            if with_its_run:
-                kill_group(worker)
-            else:
-                worker.kill()
-                worker.wait()
+            assert deployed.state(first) == "RUNNING", "over too soon"
+            # A worker starts runs in sessions of their own.
+            run = psutil.Process(worker.pid).children(recursive=True) if with_its_run else []
+            for process in (psutil.Process(worker.pid), *run):
+                process.kill()
+            worker.wait()
             again, second = deployed.worker(), deployed.ask_for_a_run()
             try:
                 deployed.wait_for(second, "COMPLETED")

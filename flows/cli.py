@@ -102,7 +102,7 @@ def _show(found: dict[str, Any], seconds: float) -> None:
     )
     if result.draft:
         out.print(
-            "a draft, which can never be promoted: commit your changes and push the data, then run again",
+            "a draft run, and no version that it made can be promoted: commit your changes, push the data, run again",
             soft_wrap=True,
         )
     out.print(f"report: {Path(found['summary']['report']).resolve()}", soft_wrap=True)

@@ -46,7 +46,7 @@ def outcome(stream: Stream, result: StreamResult) -> str:
         else f"nothing new: {name} holds every learning task of the stream at its present data and settings"
     )
     if result.draft and stream.inputs.draft_reasons:
-        said += f"; a draft, which can never be promoted: {'; '.join(stream.inputs.draft_reasons)}"
+        said += f"; a draft run, and no version that it made can be promoted: {'; '.join(stream.inputs.draft_reasons)}"
     return said
 
 

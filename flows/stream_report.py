@@ -38,7 +38,7 @@ def stream_reported(stream: str) -> Reported:
         raise Failed(f"result.json of MLflow's run {run} of {stream} is no result; bring it back") from error
     number = str(result.updates[-1].version)
     there = number in {str(version.version) for version in registry.versions(stream)}
-    return Reported(result, _test_rows(stream, registry.lineage_place(stream, number)[0]) if there else {}, [])
+    return Reported(result, _test_rows(stream, registry.run_of(registry.version(stream, number))) if there else {}, [])
 
 
 def version_reported(stream: str, number: str) -> Reported:
@@ -54,10 +54,12 @@ def version_reported(stream: str, number: str) -> Reported:
     if number not in there:
         raise BadInput(f"the registered model {stream} has no version {number}; it has {', '.join(there) or 'none'}")
     run = registry.run_of(there[number])
-    own, settings = read_record(stream, run), read_run_lineage(stream, run).settings
-    versions = {registry.run_of(version): name for name, version in there.items() if registry.RUN in version.tags}
+    own = read_record(stream, run)
     runs = [*own.earlier, run]
-    records = [_at(read_record(stream, one), versions.get(one)) for one in runs]
+    lineages = [read_run_lineage(stream, one) for one in runs]
+    settings = lineages[-1].settings
+    numbers = [*(after.previous.version if after.previous else None for after in lineages[1:]), number]
+    records = [_at(read_record(stream, one), its) for one, its in zip(runs, numbers, strict=True)]
     tasks = [record.result.learning_task for record in records]
     unseen = [name for name in own.scores["recall"] if name not in tasks]
     # An earlier update may have been made without a baseline that this one has.

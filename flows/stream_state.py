@@ -134,7 +134,7 @@ def collect_result(stream: Stream, records: list[UpdateRecord]) -> StreamResult:
         methods=score_matrices(records, tasks, unseen, stream.methods),
         updates=[record.result for record in records],
         settings=settings.model_dump(mode="json", exclude={"learning_tasks"}),
-        draft=registry.is_draft(settings.stream.name, str(records[-1].result.version)),
+        draft=records[-1].draft,
     )
 
 

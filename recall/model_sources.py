@@ -122,7 +122,7 @@ def _named_base(adapter: Path) -> str:
         trained_from = adapter.parent.parent / base["kind"] / base["fingerprint"]
     except (KeyError, TypeError):
         return ""
-    if not trained_from.is_dir():
+    if not trained_from.is_dir() and adapter.parent.name == "experts":
         raise BadInput(
             f"adapter {adapter} was trained from {trained_from}, which is not there; it fits no other model, so bring "
             "that folder back"

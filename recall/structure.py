@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -63,7 +64,7 @@ def _layers_of_file(
         model = kind._from_config(config)
     names = _names_in_model(model, files.specs)
     untied = _untie_what_differs(model, files, names)
-    key = kind, config.to_json_string(use_diff=False), untied, modules
+    key = kind, _text(config), untied, modules
     if key not in _found:
         _found[key] = find_layers(model, modules)
     layers = _found[key]
@@ -72,6 +73,12 @@ def _layers_of_file(
         found = [row for row in map(layers.find, candidates) if row is not None]
         rows |= {name: found[0]} if found else {}
     return replace(layers, rows={**layers.rows, **rows}), [name for name in names if name not in rows]
+
+
+def _text(config: PreTrainedConfig) -> str:
+    """All of a config but the folder that it was read from."""
+    said = {name: value for name, value in config.to_dict().items() if name != "_name_or_path"}
+    return json.dumps(said, sort_keys=True, default=str)
 
 
 def _names_in_model(model: PreTrainedModel, tensors: Iterable[str]) -> dict[str, list[str]]:

@@ -14,7 +14,7 @@ from tasks.refs import digest, weights_sha256
 def check_tags(update: Registered) -> Iterator[Link]:
     """One verdict a version: every tag that repeats the lineage.
 
-    A later run may have made the same version again: then its tags are that run's, and compared with that lineage.
+    Another run may have made the same version again: then its tags are that run's, and compared with that lineage.
     """
     name = f"tags of version {update.number}"
     if update.version is None:
@@ -24,7 +24,7 @@ def check_tags(update: Registered) -> Iterator[Link]:
     lineage, lineage_sha256, whose, wrong = update.lineage, update.lineage_sha256, "the lineage", []
     named = update.tags.get(registry.RUN, "")
     if named != update.run_id:
-        whose = f"the lineage of the later run {named}"
+        whose = f"the lineage of run {named}"
         lineage, lineage_sha256 = run_lineage(named, f"lineage.json of run {named}")
         wrong = _other_model(update.lineage, lineage)
     expected = _expected(lineage) | {"recall.position": str(update.position)}

@@ -176,11 +176,6 @@ def version(stream: str, number: str) -> ModelVersion:
         raise Failed(f"version {number} of {stream} is not in the registry; `recall status` shows what is") from error
 
 
-def is_draft(stream: str, number: str) -> bool:
-    """A version is what its tag says, whatever run found it again."""
-    return version(stream, number).tags.get(DRAFT) == "true"
-
-
 def run_of(version: ModelVersion) -> str:
     """The run with a version's newest scores.
 
@@ -193,12 +188,6 @@ def run_of(version: ModelVersion) -> str:
             "run it is of; choose another, see `recall status`"
         )
     return str(version.tags[RUN])
-
-
-def lineage_place(stream: str, number: str) -> tuple[str, str | None]:
-    """A version's run, and the SHA-256 of the `lineage.json` in it; None where it was registered without."""
-    found = version(stream, number)
-    return run_of(found), found.tags.get(LINEAGE)
 
 
 def aliases(stream: str) -> dict[str, str]:

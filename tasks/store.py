@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from recall.errors import BadInput, Failed
@@ -95,13 +95,14 @@ class Store(BaseModel):
 
     def clear_abandoned(self) -> None:
         """Remove what killed stages left that nobody came back for in a week: after a change of code or settings the
-        same stage has another fingerprint, and works elsewhere."""
-        for work in (self.root / "work").glob("*"):
-            files = [work, *work.rglob("*")]
-            if time.time() - max(file.lstat().st_mtime for file in files) < ABANDONED_AFTER_S:
-                continue
-            with suppress(Timeout), self.lock(work.name.removeprefix("restore-"), wait=False):
-                shutil.rmtree(work, ignore_errors=True)
+        same stage has another fingerprint, and works elsewhere. What is in use, or cannot be removed, stays."""
+        works = {folder: folder.name.removeprefix("restore-") for folder in (self.root / "work").glob("*")}
+        half = {folder: folder.name[1:].rpartition(".")[0] for folder in self.root.glob("*/.*.*") if folder.is_dir()}
+        for folder, fingerprint in (works | half).items():
+            with suppress(OSError, Failed), self.lock(fingerprint, wait=False):
+                newest = max(path.lstat().st_mtime for path in [folder, *folder.rglob("*")])
+                if time.time() - newest > ABANDONED_AFTER_S:
+                    shutil.rmtree(folder)
 
     @contextmanager
     def lock(self, fingerprint: str, *, wait: bool = True) -> Iterator[None]:

@@ -8,7 +8,6 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from flows.moves import new_entry
-from flows.promote import promote
 from tasks import ledger, registry
 
 PASS = ["promotion.minimum_average=0", "promotion.maximum_forgetting=1", "promotion.unseen_margin=1"]
@@ -38,6 +37,9 @@ def fresh_registry(registered, tmp_path, monkeypatch):
 
 
 def promoted(version=None, overrides=PASS, **more):
+    # Imported here: this file is a plugin, and only these tests need Prefect.
+    from flows.promote import promote
+
     return promote(version=version, overrides=overrides, who="ann", **more)
 
 

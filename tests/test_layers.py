@@ -18,6 +18,7 @@ from transformers import (
 )
 from transformers import MambaForCausalLM as Mamba
 
+from recall import structure
 from recall.checkpoints import Checkpoint
 from recall.errors import BadInput
 from recall.layers import find_layers
@@ -170,3 +171,15 @@ def test_a_model_whose_blocks_lie_in_several_lists_is_refused():
 def test_a_model_without_repeated_blocks_is_refused():
     with pytest.raises(BadInput, match="no list of repeated blocks"):
         find_layers(nn.Sequential(nn.Linear(2, 2)))
+
+
+def test_models_of_one_architecture_are_taken_apart_once(tmp_path, monkeypatch):
+    searched = []
+    monkeypatch.setattr(structure, "find_layers", lambda *given: searched.append(given) or find_layers(*given))
+    first, second = (llama(tmp_path / name, hidden_size=24) for name in ("one", "two"))
+    other = llama(tmp_path / "three", hidden_size=24, num_hidden_layers=5)
+    assert checkpoint_layers(first) == checkpoint_layers(second)
+    assert len(searched) == 1
+    assert checkpoint_layers(other) != checkpoint_layers(first)
+    assert checkpoint_layers(first, modules=True) != checkpoint_layers(first)
+    assert len(searched) == 3

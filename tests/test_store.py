@@ -171,7 +171,11 @@ def test_what_a_killed_stage_left_goes_after_a_week_unless_somebody_works_there(
         (store.work(name) / "checkpoint-20" / "model.safetensors").write_text("half")
         for path in (store.work(name), *store.work(name).rglob("*")):
             os.utime(path, (a_week_ago, a_week_ago) if name != "new" else None)
+    half_made = store.root / "merged" / ".f1.making"
+    half_made.mkdir(parents=True)
+    os.utime(half_made, (a_week_ago, a_week_ago))
     (store.work("resumed") / "checkpoint-20" / "model.safetensors").write_text("more")
     with store.lock("held"):
         store.clear_abandoned()
     assert sorted(path.name for path in (store.root / "work").iterdir()) == ["held", "new", "resumed"]
+    assert not half_made.exists()
