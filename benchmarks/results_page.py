@@ -8,7 +8,7 @@ newest model and the newest model's weight by depth; and for each setting that w
 
 import argparse
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean
@@ -34,19 +34,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
+    parser.add_argument("--also", action="append", default=[], metavar="METHOD", help="set this against the others too")
     given = parser.parse_args(arguments)
     try:
-        write_page(given.files, given.out)
+        write_page(given.files, given.out, given.also)
     except BadInput as error:
         print(error, file=sys.stderr)
         return 2
     return 0
 
 
-def write_page(files: list[Path], out: Path) -> None:
+def write_page(files: list[Path], out: Path, also: Sequence[str] = ()) -> None:
     """Write `tables.md` and the plots that it shows into folder `out`."""
     out.mkdir(parents=True, exist_ok=True)
-    words = " ".join(file.name for file in files)
+    words = " ".join([*(file.name for file in files), *(f"--also {method}" for method in also)])
     text = [f"<!-- Written by `python benchmarks/results_page.py {words}`; edit nothing here. -->"]
     for file in files:
         lines = read_lines(file)
@@ -54,11 +55,12 @@ def write_page(files: list[Path], out: Path) -> None:
             raise BadInput(f"{file} has no results; make some with `recall compare --results {file}`")
         text += ["", f"# {escaped(file.name)}", "", *about(lines)]
         met: list[str] = []
-        for summary in compare_lines(lines):
+        against = [compare_lines(lines, ours=method) for method in also]
+        for number, summary in enumerate(compare_lines(lines)):
             met.append(summary.setting)
             again = met.count(summary.setting)  # other settings or data: not comparable with the first
             name = f"{file.stem}-{summary.setting}" + (f"-{again}" if again > 1 else "")
-            text += section(summary, name, out)
+            text += section(summary, name, out, [found[number] for found in against])
         text += by_depth(lines, f"{file.stem}-depth", out)
     (out / "tables.md").write_text("\n".join(text) + "\n", encoding="utf-8")
 
@@ -73,7 +75,7 @@ def about(lines: list[Line]) -> list[str]:
     return [f"{len(lines)} results; " + "; ".join(f"{what}: {_listed(found)}" for what, found in told.items()) + "."]
 
 
-def section(summary: SettingSummary, name: str, out: Path) -> list[str]:
+def section(summary: SettingSummary, name: str, out: Path, also: Sequence[SettingSummary]) -> list[str]:
     """One setting: its sentence, its tables and its plots."""
     rows = ", ".join(f"{task} {count}" for task, count in summary.rows.items())
     if not summary.methods:
@@ -87,23 +89,24 @@ def section(summary: SettingSummary, name: str, out: Path) -> list[str]:
         [[label_of(one.label), *(cell(one.measures.get(column)) for column in columns(summary))]
          for one in summary.methods],
     )  # fmt: skip
-    compared = [column for column in columns(summary) if any(column in one.against for one in summary.methods)]
-    text += [
-        "",
-        "RECALL minus each method, with the interval, * where that leaves out zero, and cases won and lost:",
-        "",
-    ]
-    text += _table(
-        ["", *compared],
-        [[label_of(one.label), *(difference_cell(one.against.get(column)) for column in compared)]
-         for one in summary.methods if one.against],
-    )  # fmt: skip
+    text += differences(summary)
+    for other in also:
+        text += ["", escaped(sentence(other)), *differences(other)]
     text += ["", f"![{summary.setting}]({name}.svg)"]
     for key, variants in groupby(varied(summary), key=lambda one: key_of(one.label)):
         file = f"{name}-{key.replace('.', '-')}"
         save(sensitivity(summary, key, list(variants)), out / f"{file}.svg")
         text += ["", f"![{code(key)}]({file}.svg)"]
     return text
+
+
+def differences(summary: SettingSummary) -> list[str]:
+    """A method set against each other one."""
+    compared = [column for column in columns(summary) if any(column in one.against for one in summary.methods)]
+    said = "minus each method, with the interval, * where that leaves out zero, and cases won and lost:"
+    rows = [[label_of(one.label), *(difference_cell(one.against.get(column)) for column in compared)]
+            for one in summary.methods if one.against]  # fmt: skip
+    return ["", f"{escaped(label_of(summary.ours))} {said}", "", *_table(["", *compared], rows)]
 
 
 def averages(summary: SettingSummary, methods: list[MethodSummary]) -> Figure:

@@ -72,11 +72,12 @@ class MethodSummary(Frozen):
 class SettingSummary(Frozen):
     """One setting, and the lines of it that may be compared (`Line.shared`).
 
-    Methods stand in the order in which the lines have them; `cases` is the most that one has, `trainings` how many of
-    them were trained apart, `rows` are the split's.
+    `ours` is the method that the others are set against. Methods stand in the order in which the lines have them;
+    `cases` is the most that one has, `trainings` how many of them were trained apart, `rows` are the split's.
     """
 
     setting: Setting
+    ours: str = "recall"
     stream: str
     base_model: str
     split: str
@@ -89,8 +90,13 @@ class SettingSummary(Frozen):
     methods: list[MethodSummary]
 
 
-def compare_lines(lines: Iterable[Line], resamples: int = RESAMPLES, seed: int = 0) -> list[SettingSummary]:
+def compare_lines(
+    lines: Iterable[Line], resamples: int = RESAMPLES, seed: int = 0, ours: str = "recall"
+) -> list[SettingSummary]:
     """A summary of each group of lines that may be compared, setting by setting.
+
+    Args:
+        ours: the method that every other one is set against.
 
     Raises:
         BadInput: methods were scored on different numbers of rows of a learning task.
@@ -98,7 +104,9 @@ def compare_lines(lines: Iterable[Line], resamples: int = RESAMPLES, seed: int =
     groups: dict[tuple[int, str], list[Line]] = {}
     for line in lines:
         groups.setdefault((SETTINGS.index(line.setting), line.shared), []).append(line)
-    return [_summary(newest(groups[group]), resamples, seed) for group in sorted(groups, key=lambda group: group[0])]
+    return [
+        _summary(newest(groups[group]), resamples, seed, ours) for group in sorted(groups, key=lambda group: group[0])
+    ]
 
 
 def newest(lines: Sequence[Line]) -> list[Line]:
@@ -112,7 +120,7 @@ def newest(lines: Sequence[Line]) -> list[Line]:
     return list(kept.values())
 
 
-def _summary(lines: list[Line], resamples: int, seed: int) -> SettingSummary:
+def _summary(lines: list[Line], resamples: int, seed: int, ours: str) -> SettingSummary:
     setting = lines[0].setting
     values, rows = _drawn(lines, resamples, seed)
     methods: dict[str, dict[Case, list[Line]]] = {}
@@ -135,12 +143,13 @@ def _summary(lines: list[Line], resamples: int, seed: int) -> SettingSummary:
         summary = MethodSummary(
             label=label, cases=len(own_points), measures=_means(setting, own_points, draws[label], seed)
         )
-        if label != "recall" and "recall" in points:
-            against = _differences(setting, points["recall"], own_points, draws["recall"], draws[label], seed)
+        if label != ours and ours in points:
+            against = _differences(setting, points[ours], own_points, draws[ours], draws[label], seed)
             summary = summary.model_copy(update={"against": against})
         summaries.append(summary)
     return SettingSummary(
         setting=setting,
+        ours=ours,
         stream=lines[0].stream,
         base_model=lines[0].base_model,
         split=lines[0].split,

@@ -19,11 +19,12 @@ MINUS = "\N{MINUS SIGN}"
 
 
 def table(summary: SettingSummary) -> Table:
-    """Points with 95% intervals, and RECALL's average over seen minus each method's."""
+    """Points with 95% intervals, and RECALL's (or that of `ours`) average over seen minus each method's."""
+    ours = label_of(summary.ours)
     shown = Table(
         title=escape(f"{summary.stream}: {title(summary)}"),
         caption="points: 100 x the score, higher is better but in forgetting; +- half the width of the 95% interval; "
-        "the last columns: RECALL minus the method with its interval, * where that leaves out zero; cases won : lost",
+        f"the last columns: {ours} minus the method with its interval, * where that leaves out zero; cases won : lost",
         caption_justify="left",
     )
     shown.add_column("")
@@ -32,7 +33,7 @@ def table(summary: SettingSummary) -> Table:
         shown.add_column(escape(f"{name}\n{metric}".strip()), justify="right")
     compared = [name for name in (SEEN, UNSEEN) if any(name in method.against for method in summary.methods)]
     for name in compared:
-        shown.add_column(f"RECALL minus it,\n{name}", justify="right")
+        shown.add_column(f"{ours} minus it,\n{name}", justify="right")
     for method in summary.methods:
         cells = [cell(method.measures.get(name)) for name in columns(summary)]
         shown.add_row(
@@ -67,7 +68,7 @@ def cell(estimate: Estimate | None) -> str:
 
 
 def difference_cell(difference: Difference | None) -> str:
-    """RECALL minus another, with the interval, and the cases won and lost."""
+    """Ours minus another's, with the interval, and the cases won and lost."""
     if difference is None:
         return ""
     mark = "*" if difference.beyond_chance else ""
@@ -87,18 +88,18 @@ def sentence(summary: SettingSummary) -> str:
             for method in summary.methods
             if name in method.measures and "=" not in method.label and method.label.partition(" ")[0] not in NO_RIVALS
         }
-        if "recall" in methods:
-            clauses.append(_standing(where, name, methods))
+        if summary.ours in methods:
+            clauses.append(_standing(summary.ours, where, name, methods))
     if not clauses:
-        return f"{summary.setting}: RECALL has no whole case yet, so nothing can be compared."
+        return f"{summary.setting}: {label_of(summary.ours)} has no whole case yet, so nothing can be compared."
     doubt = "" if summary.trainings > 1 else "; trained once, so the intervals hold chance in the rows alone"
     return f"{summary.setting}: {'; '.join(clauses)}{doubt}."
 
 
-def _standing(where: str, name: str, methods: dict[str, MethodSummary]) -> str:
-    own = methods["recall"].measures[name]
+def _standing(ours: str, where: str, name: str, methods: dict[str, MethodSummary]) -> str:
+    own, us = methods[ours].measures[name], label_of(ours)
     rivals = {label: method for label, method in methods.items() if name in method.against}
-    said = f"over {where} RECALL reaches {points(own.value):.1f}"
+    said = f"over {where} {us} reaches {points(own.value):.1f}"
     if not rivals:
         return f"{said}, with nothing to compare it with"
     # By the difference over the cases that both have, which is what the interval is of.
@@ -113,7 +114,7 @@ def _standing(where: str, name: str, methods: dict[str, MethodSummary]) -> str:
     beaten = sum(other.against[name].value < 0 for other in rivals.values())
     return (
         f"{said} and loses to {beaten} of {len(rivals)}: {label_of(best)} is best, {points(-gap.value):.1f} above "
-        f"RECALL ({told})"
+        f"{us} ({told})"
     )
 
 

@@ -220,6 +220,16 @@ def test_the_sentence_says_who_won_and_whether_chance_may_explain_it(ours, words
     assert table(found).row_count == 3
 
 
+def test_another_method_than_recall_may_be_set_against_the_others():
+    lines = [together("recall", 5, 5, 5, 5), together("recall_moments", 7, 7, 7, 6), together("average", 1, 1, 1, 1)]
+    ours, theirs = summary(lines, ours="recall_moments"), summary(lines)
+    assert method(ours, "recall").against[SEEN].value == pytest.approx(0.2)
+    assert not method(ours, "recall_moments").against
+    assert method(theirs, "recall_moments").against[SEEN].value == pytest.approx(-0.2)
+    assert "RECALL with moments reaches 70.0 and is best, 20.0 above RECALL, the next" in sentence(ours)
+    assert "RECALL reaches 50.0 and loses to 1 of 2: RECALL with moments is best, 20.0 above RECALL" in sentence(theirs)
+
+
 def test_half_a_line_at_the_end_is_cut_off_and_any_other_is_refused(tmp_path):
     file, made = tmp_path / "deep" / "lines.jsonl", together("recall", 5, 5, 5, 5)
     assert read_lines(file) == []
