@@ -233,9 +233,10 @@ def _differences(
         gaps = [_rounded(ours[case][name] - theirs[case][name]) for case in cases]
         drawn = _over_cases(setting, {case: our_draws[case][name] - their_draws[case][name] for case in cases}, seed)
         better = -1 if name == FORGETTING else 1
+        widest = 2.0 if name in (FORGETTING, BACKWARD) else 1.0
         found[name] = Difference(
             value=_rounded(fmean(gaps)),
-            **_bounds(fmean(gaps), drawn, -1.0, 1.0),
+            **_bounds(fmean(gaps), drawn, -widest, widest),
             cases=len(cases),
             wins=sum(better * gap > 0 for gap in gaps),
             losses=sum(better * gap < 0 for gap in gaps),
