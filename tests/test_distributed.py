@@ -109,8 +109,8 @@ def test_a_killed_scheduler_ends_the_run_and_the_same_stream_goes_on_in_one_proc
     assert result["methods"] == alone.result["methods"]
 
 
-def test_without_an_address_workers_start_on_this_machine_and_end_with_the_run(alone, new_project):
-    project = new_project("started_here")
+def test_without_an_address_workers_start_on_this_machine_and_end_with_the_run(alone, from_base):
+    project = from_base("started_here")
     project.params(
         lambda values: values["stream"].update(learning_tasks=["names"], unseen=[]) or values.update(baselines=[])
     )
