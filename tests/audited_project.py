@@ -31,12 +31,19 @@ def audited(finished_audited, monkeypatch):
     finished_audited.snapshot.restore()
 
 
-def with_code(project: Project, learning_tasks: tuple[str, ...] = ("names", "reviews")) -> Project:
-    """Commit the code beside the data, and run a stream of these learning tasks and an unseen one."""
+def with_code(
+    project: Project, learning_tasks: tuple[str, ...] = ("names", "reviews"), other_pin: str | None = None
+) -> Project:
+    """Commit the code beside the data, its lock perhaps with one pin changed, and run a stream of these learning tasks
+    and an unseen one."""
     for name in ("recall", "tasks", "flows"):
         shutil.copytree(ROOT / name, project.folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("constraints.txt", "pyproject.toml"):
         shutil.copy(ROOT / name, project.folder)
+    if other_pin is not None:
+        lock = project.folder / "constraints.txt"
+        pins = [pin for pin in lock.read_text().splitlines() if not pin.startswith(other_pin.partition("==")[0] + "==")]
+        lock.write_text("\n".join([*pins, other_pin]) + "\n")
     ignored = project.folder / ".gitignore"
     ignored.write_text(ignored.read_text() + "__pycache__/\n")
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import sqlite3
 import subprocess
+import sys
 
 import pytest
 from audited_project import (
@@ -31,7 +32,7 @@ from flows.cli import app
 from recall.errors import Failed
 from recall.ledger import Entry
 from recall.lineage import read_lineage
-from tasks import ledger, registry
+from tasks import audit_full, ledger, registry
 
 
 @pytest.fixture
@@ -320,6 +321,27 @@ def test_each_update_is_retrained_by_the_code_of_its_own_commit(new_project, mon
     assert not by_status(report, "failed")
     again = [link for link in report["links"] if link["name"].endswith("retrained")]
     assert {(link["update"], link["found"]) for link in again} == {(1, "bit-identical"), (2, "bit-identical")}
+
+
+@pytest.mark.nightly
+def test_what_this_interpreter_lacks_of_a_recorded_lock_is_installed_into_an_environment_of_its_own(
+    new_project, tmp_path, monkeypatch
+):
+    """Several minutes: all that the lock pins is installed, as PyPI has it."""
+    pin = "certifi==2025.1.31"
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(tmp_path), pin]
+    if subprocess.run(pip, capture_output=True).returncode != 0:
+        pytest.skip("PyPI cannot be reached, so no other environment can be made")
+    project = with_code(new_project("locked"), learning_tasks=["names"], other_pin=pin)
+    use(project.folder, monkeypatch)
+    used = []
+    interpreter = audit_full.interpreter
+    monkeypatch.setattr(audit_full, "interpreter", lambda *given: used.append(interpreter(*given)) or used[-1])
+    report = audit("--level", "full", version=1)
+    assert not by_status(report, "failed")
+    again = [link for link in report["links"] if link["name"].endswith("retrained")]
+    assert [link["found"] for link in again] == ["bit-identical"] * 2
+    assert [python.parts[-3:] for python in used] == [("venv", "bin", "python")]
 
 
 def as_registered_before(project, version):
