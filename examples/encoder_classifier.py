@@ -13,6 +13,7 @@ reviews too.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -30,6 +31,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 PACKAGE = "vaderSentiment==3.3.2"
 LABELS = ("negative", "positive")
 WORDS, TOKENS = range(3, 21), 48
+SPECIAL, COMMON_WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"), 2500
 SHAPE = {
     "hidden_size": 64,
     "intermediate_size": 128,
@@ -61,22 +63,28 @@ def run(work: Path, quick: bool, seed: int) -> tuple[StreamResult, dict[str, int
     film = rows.pop("film_reviews")["train"]
     tokenizer.save_pretrained(work / "base")
     model = new_model(len(tokenizer), seed)
-    fit(model, batch(film, tokenizer), steps=100 if quick else 400, rate=1e-3, seed=seed)
+    fit(model, batch(film, tokenizer), steps=200 if quick else 400, rate=1e-3, seed=seed)
     model.save_pretrained(work / "base")
     tasks = {}
     for name, parts in rows.items():
         samples = work / f"{name}.jsonl"
         samples.write_text("".join(json.dumps({"text": row.prompt}) + "\n" for row in parts["train"]), encoding="utf-8")
         tasks[name] = LearningTask(batch(parts["train"], tokenizer), batch(parts["test"], tokenizer), samples)
-    result = classify("sentiment", work / "base", tasks, steps=30 if quick else 80, rate=5e-4, seed=seed)
+    result = classify("sentiment", work / "base", tasks, steps=60 if quick else 80, rate=5e-4, seed=seed)
     return result, {name: len(task.test.labels) for name, task in tasks.items()}
 
 
 def learned_tokenizer(rows: list[Row]) -> BertTokenizerFast:
-    """BERT's word pieces, 3,000 at most."""
+    """Word pieces: every letter, and the commonest words whole. The library's own trainer settles ties by the order of
+    a hash table, another in every process, and the models would be others too."""
     pieces = BertWordPieceTokenizer(lowercase=True)
-    pieces.train_from_iterator([row.prompt for row in rows], vocab_size=3000, show_progress=False)
-    return BertTokenizerFast(tokenizer_object=pieces._tokenizer, model_max_length=TOKENS)
+    texts = (pieces.normalizer.normalize_str(row.prompt) for row in rows)
+    words = Counter(word for text in texts for word, _ in pieces.pre_tokenizer.pre_tokenize_str(text))
+    letters = sorted({letter for word in words for letter in word})
+    common = sorted((word for word in words if len(word) > 1), key=lambda word: (-words[word], word))[:COMMON_WORDS]
+    named = [*SPECIAL, *letters, *(f"##{letter}" for letter in letters), *common]
+    whole = BertWordPieceTokenizer({piece: number for number, piece in enumerate(named)}, lowercase=True)
+    return BertTokenizerFast(tokenizer_object=whole._tokenizer, model_max_length=TOKENS)
 
 
 def new_model(vocabulary: int, seed: int) -> BertForSequenceClassification:
