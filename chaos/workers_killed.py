@@ -20,7 +20,6 @@ from chaos.bench import Bench, Victim, kill_group
 from chaos.servers_killed import ALONE, running
 
 ROOT = Path(__file__).parent.parent
-DEPLOYMENT = "continual-update/weekly-update"
 # A run that was killed holds the deployment's one place until its lease of 300 s is over.
 PATIENCE_S = 600
 

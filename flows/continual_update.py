@@ -122,7 +122,7 @@ def update(
         before=values(before),
         draft=bool(stream.inputs.draft_reasons),
         evaluations=own | own_base,
-        earlier=[before.registered.run_id for before in earlier if before.registered],
+        earlier=[before.run_id for before in earlier],
     )
     lineage, tags = lineage_of(stream, record, earlier, data_sets), version_tags(stream, record)
     registered = register(stream.store, stream.settings.stream.name, position, parent_run, record, lineage, tags)

@@ -70,6 +70,12 @@ class UpdateRecord(BaseModel):
         result = self.result.model_copy(update={"version": registered.version, "reused": reused})
         return self.model_copy(update={"result": result, "registered": registered})
 
+    @property
+    def run_id(self) -> str:
+        """The MLflow run of a registered update."""
+        assert self.registered is not None
+        return self.registered.run_id
+
     def to_json(self) -> str:
         """The text of `update.json`."""
         return self.model_dump_json(indent=1)
