@@ -27,7 +27,13 @@ def compare(
         Repeated, typer.Option(metavar="NAME", help="compare RECALL and the base with this; repeatable")
     ] = [],  # noqa: B006
     seeds: Annotated[int, typer.Option(help="how many: seed i is that of training, sampling and merging")] = 1,
-    orders: Annotated[int, typer.Option(help="how many orders of the learning tasks; the first is the stream's")] = 1,
+    orders: Annotated[
+        int,
+        typer.Option(
+            help="how many orders of the learning tasks; the first is the stream's. In independent only the newest "
+            "counts, so there is one for each learning task at most"
+        ),
+    ] = 1,
     vary: Annotated[
         Repeated, typer.Option(metavar="KEY=V1,V2", help="RECALL with one setting changed, too; repeatable")
     ] = [],  # noqa: B006
