@@ -10,9 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from flows.baselines import own_moments
 from flows.comparison_cases import Case, Contender
 from flows.continual_update import next_models, score
+from flows.moments import own_moments
 from flows.stream_state import Stream
 from flows.training import training
 from recall.comparison_line import Line
@@ -156,7 +156,8 @@ def settings_read(settings: Settings, case: Case, method: str) -> dict[str, Any]
         return read
     read["finetuning"] = settings.finetuning.plain.model_dump(mode="json")
     if case.setting == "stream":
-        read["update"] = settings.update.model_dump(mode="json")
+        # Not `merge`: the case fixes it, and lines made before there was a choice are found again.
+        read["update"] = settings.update.model_dump(mode="json", exclude={"merge"})
     if method in (*FROM_SAMPLES, "regmean"):
         read["sampling"] = settings.sampling.model_dump(mode="json")
         file = settings.sampling.file

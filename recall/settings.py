@@ -151,11 +151,15 @@ class WeightingSettings(Frozen):
 
 
 class UpdateSettings(Frozen):
-    """What the newest expert starts from, and which models are merged with it."""
+    """What the newest expert starts from, which models are merged with it, and how."""
 
     start_from: Literal["merged", "base"] = Field("merged", description="what the newest expert is fine-tuned from")
     pool: Literal["current", "all"] = Field(
         "current", description="merged with it: the current model, or every model so far; from base it is always all"
+    )
+    merge: Literal["recall", "recall_moments"] = Field(
+        "recall",
+        description="how: RECALL's weighted sum (the paper's), or by its weights and moments (docs/merge.md)",
     )
 
     @property
@@ -261,6 +265,15 @@ class Settings(Frozen):
         both = set(self.stream.learning_tasks) & set(self.stream.unseen)
         if both:
             raise ValueError(f"{sorted(both)[0]} is both in stream.learning_tasks and in stream.unseen; choose one")
+        return self
+
+    @model_validator(mode="after")
+    def _no_method_twice(self) -> Settings:
+        if self.update.merge in self.baselines:
+            raise ValueError(
+                f"baselines names {self.update.merge}, which is the update's own method by update.merge, so the same "
+                "model would be made twice; take it out of baselines"
+            )
         return self
 
     @model_validator(mode="after")
