@@ -33,7 +33,7 @@ def merge(
     method: Annotated[str, typer.Option(help=METHOD_HELP)] = "recall",
     clusters: Annotated[int, typer.Option(help="how many typical samples to choose by K-means")] = 20,
     all_samples: Annotated[bool, typer.Option("--all-samples", help="use every sample")] = False,
-    similarity: Annotated[str, typer.Option(help="rbf, cka or cosine")] = "rbf",
+    similarity: Annotated[str, typer.Option(help="rbf, cka, cosine, or depth (a fixed fall)")] = "rbf",
     sigma: Annotated[str, typer.Option(help="of rbf: median, or one number for all layers")] = "median",
     temperature: Annotated[float, typer.Option(help="of the softmax over models")] = 1.0,
     alignment_threshold: Annotated[float, typer.Option(help="less alike at a layer: no weight there")] = 0.0,

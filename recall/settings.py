@@ -104,7 +104,13 @@ class SamplingSettings(Frozen):
     )
     file: Path | None = Field(None, description="JSON lines with prompt or text, for source heldout")
     generated: int = Field(100, gt=1, description="how many texts the expert makes up, for source generated")
-    clusters: int = Field(20, gt=1, description="how many typical samples, the nearest to each of K-means' centroids")
+    choice: Literal["kmeans", "farthest", "random"] = Field(
+        "kmeans",
+        # It came later: as it was before, it is in no key, so that what is registered already is still found.
+        exclude_if=lambda choice: choice == "kmeans",
+        description="the prompt nearest to each of K-means' centroids (the paper's), the farthest apart, or any",
+    )
+    clusters: int = Field(20, gt=1, description="how many typical samples")
     candidates: int | None = Field(
         None, gt=1, description="cluster only the first so many prompts; null takes them all"
     )
@@ -134,8 +140,10 @@ class RepresentationSettings(Frozen):
 class WeightingSettings(Frozen):
     """Similarity to the newest model and the softmax over models."""
 
-    similarity: Literal["rbf", "cka", "cosine"] = Field(
-        "rbf", description="of two models' representations: RBF kernel (the paper's), linear CKA or cosine"
+    similarity: Literal["rbf", "cka", "cosine", "depth"] = Field(
+        "rbf",
+        description="of two models' representations: RBF kernel (the paper's), linear CKA or cosine; depth looks at "
+        "none of them and falls evenly from 1 at the embeddings to 0 at the last block",
     )
     sigma: Literal["median"] | Annotated[float, Field(gt=0)] = Field(
         "median", description="width of the RBF kernel: the median heuristic a layer, or one number for all, a trap"

@@ -1,6 +1,7 @@
 """How alike two models represent the same samples, layer by layer (RECALL, equation 3; docs/method.md, step 4).
 
-RECALL takes the RBF kernel; linear CKA and the cosine are alternatives that need no sigma.
+RECALL takes the RBF kernel; linear CKA and the cosine are alternatives that need no sigma. `depth` is a control: what
+the paper says of similarity, that shallow layers are alike and deep ones are not, without looking at any.
 
 Shape suffixes: K models (the newest last), L layers, P samples, E hidden size.
 """
@@ -14,7 +15,7 @@ from scipy.spatial.distance import pdist
 
 from recall.errors import BadInput
 
-Similarity = Literal["rbf", "cka", "cosine"]
+Similarity = Literal["rbf", "cka", "cosine", "depth"]
 
 
 def similarities(
@@ -25,6 +26,7 @@ def similarities(
     rbf: S_l^k = mean over p of exp(-||r_l^k(p) - r_l^N(p)||^2 / (2 sigma_l^2)).
     cosine: the mean over p of the cosine of r_l^k(p) and r_l^N(p).
     cka: linear CKA (Kornblith et al. 2019, equations 3 and 4), which turning and scaling do not change.
+    depth: 1 - l / (L - 1) for every older model, whatever the representations are.
 
     Args:
         representations_KLPE: `(K, L, P, E)`, the newest model last.
@@ -37,6 +39,9 @@ def similarities(
     """
     newest_LPE = representations_KLPE[-1].astype(np.float64)
     layers = len(newest_LPE)
+    if kind == "depth":
+        older_L = np.linspace(1.0, 0.0, layers)
+        return np.column_stack([*[older_L] * (len(representations_KLPE) - 1), np.ones(layers)]), np.empty(0)
     sigma_L = np.empty(0)
     if kind == "rbf":
         median = sigma == "median"

@@ -10,6 +10,7 @@ from tasks.refs import CheckpointRef, SamplesRef, SplitRef, TextFileRef
 from tasks.stage import Job, stage
 
 if TYPE_CHECKING:
+    import numpy as np
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -18,30 +19,46 @@ if TYPE_CHECKING:
 def cluster(
     job: Job, expert: CheckpointRef, train: SplitRef, settings: SamplingSettings, heldout: TextFileRef | None = None
 ) -> dict[str, Any]:
-    """Choose the typical samples P by the expert's last-layer representations; targets are never used.
+    """Choose the typical samples P by the expert's last-layer representations, or at random; targets are never used.
 
     The forward pass runs in the type that is fast here: it only has to tell near prompts from far ones.
     """
     from recall.loaded_models import loaded
     from recall.loading import training_dtype
-    from recall.representations import represent
-    from recall.sampling import typical_samples
+    from recall.sampling import farthest_samples, random_samples, typical_samples
 
     with loaded(expert.checkpoint(), training_dtype("auto")) as (model, tokenizer):
         prompts = _candidates(train, heldout, settings, model, tokenizer)
-        last_layer_PE = represent(
-            model,
-            tokenizer,
-            prompts,
-            batch_size=settings.batch_size,
-            max_tokens=settings.max_tokens,
-            last_layer_only=True,
-            what=f"cluster {job.label}",
-        )[0]
-    chosen = typical_samples(last_layer_PE, settings.clusters, settings.seed)
+        if settings.choice == "random":
+            chosen = random_samples(len(prompts), settings.clusters, settings.seed)
+        elif settings.choice == "farthest":
+            chosen = farthest_samples(_last_layer(job, model, tokenizer, prompts, settings), settings.clusters)
+        else:
+            last_layer_PE = _last_layer(job, model, tokenizer, prompts, settings)
+            chosen = typical_samples(last_layer_PE, settings.clusters, settings.seed)
     lines = [json.dumps({"prompt": prompts[index]}, ensure_ascii=False) for index in chosen.indices]
     (job.out / "samples.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return {"count": len(chosen.indices), "cluster_sizes": chosen.cluster_sizes}
+
+
+def _last_layer(
+    job: Job,
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[str],
+    settings: SamplingSettings,
+) -> np.ndarray:
+    from recall.representations import represent
+
+    return represent(
+        model,
+        tokenizer,
+        prompts,
+        batch_size=settings.batch_size,
+        max_tokens=settings.max_tokens,
+        last_layer_only=True,
+        what=f"cluster {job.label}",
+    )[0]
 
 
 def _candidates(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from recall.errors import BadInput
-from recall.sampling import typical_samples
+from recall.sampling import farthest_samples, random_samples, typical_samples
 
 
 def blobs(*centres, size=10):
@@ -45,3 +45,26 @@ def test_the_same_seed_chooses_the_same_samples():
 def test_fewer_samples_than_clusters_are_refused():
     with pytest.raises(BadInput, match="3 samples cannot form 4 clusters"):
         typical_samples(np.zeros((3, 2)), clusters=4, seed=0)
+    with pytest.raises(BadInput, match="3 samples cannot form 4 clusters"):
+        farthest_samples(np.zeros((3, 2)), 4)
+    with pytest.raises(BadInput, match="3 samples cannot form 4 clusters"):
+        random_samples(3, 4, seed=0)
+
+
+def test_the_farthest_samples_start_in_the_middle_and_then_take_the_ends():
+    line_PE = np.array([[0.0], [4.0], [5.0], [6.0], [11.0]])
+    assert farthest_samples(line_PE, 1).indices == [2]
+    assert farthest_samples(line_PE, 2).indices == [2, 4], "6 away from the middle"
+    assert farthest_samples(line_PE, 3) == ([0, 2, 4], [3, 1, 1]), "5 from the middle; 4, 5 and 6 belong to that"
+
+
+def test_the_farthest_samples_are_never_the_same_even_where_points_coincide():
+    assert farthest_samples(np.zeros((4, 2)), 4).indices == [0, 1, 2, 3]
+
+
+def test_random_samples_are_any_and_the_same_for_the_same_seed():
+    drawn = [index for seed in range(200) for index in random_samples(10, 3, seed).indices]
+    assert len(drawn) == 600
+    counts = np.bincount(drawn, minlength=10)
+    assert (abs(counts - 60) < 30).all(), "each as often as the others, within 4.6 standard deviations"
+    assert random_samples(10, 3, seed=7) == random_samples(10, 3, seed=7)

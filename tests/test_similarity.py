@@ -121,3 +121,10 @@ def test_an_equal_model_is_exactly_as_like_as_the_newest_itself(hidden_KLPE, kin
 def test_samples_that_a_model_cannot_tell_apart_give_no_cka():
     flat_PE, newest_PE = np.ones((4, 3)), np.arange(12.0).reshape(4, 3)
     assert similarities(np.stack([flat_PE, newest_PE])[:, None], kind="cka")[0][0, 0] == 0
+
+
+def test_by_depth_the_older_models_fall_evenly_from_one_to_zero_whatever_they_are():
+    found_LK, sigma_L = similarities(np.random.default_rng(0).normal(size=(3, 5, 4, 2)), kind="depth")
+    np.testing.assert_allclose(found_LK[:, :2], [[1.0] * 2, [0.75] * 2, [0.5] * 2, [0.25] * 2, [0.0] * 2])
+    assert (found_LK[:, 2] == 1).all()
+    assert not len(sigma_L)
