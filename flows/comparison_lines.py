@@ -156,8 +156,7 @@ def settings_read(settings: Settings, case: Case, method: str) -> dict[str, Any]
         return read
     read["finetuning"] = settings.finetuning.plain.model_dump(mode="json")
     if case.setting == "stream":
-        # Not `merge`: the case fixes it, and lines made before there was a choice are found again.
-        read["update"] = settings.update.model_dump(mode="json", exclude={"merge"})
+        read["update"] = settings.update.model_dump(mode="json")
     if method in (*FROM_SAMPLES, "regmean"):
         read["sampling"] = settings.sampling.model_dump(mode="json")
         file = settings.sampling.file

@@ -60,10 +60,7 @@ class Stream:
         reads = {name: getattr(settings, name) for name in ("update", "sampling", "representations", "weighting")}
         reads["finetuning"] = settings.finetuning.plain
         read = {name: one.model_dump(mode="json") for name, one in reads.items()}
-        if settings.update.merge == "recall":
-            # Streams registered before there was a choice keep their keys.
-            del read["update"]["merge"]
-        else:
+        if settings.update.merge != "recall":
             read["merging"] = settings.merging.read_by(settings.update.merge)
         heldout = {"heldout": file_sha256(settings.sampling.file)} if settings.sampling.file else {}
         return digest(
