@@ -5,20 +5,17 @@ Every method fine-tunes from its own current model (or the base) with the same d
 
 from __future__ import annotations
 
-from typing import Any
-
-from flows.pools import heldout, merge_pool, represent_pool
+from flows.moments import by_moments
+from flows.pools import keep_newest, merge_pool, typical
 from flows.stream_state import Stream
 from flows.training import SEQUENTIAL, training
 from recall.merge_settings import BY_MOMENTS
-from tasks.cluster import cluster
 from tasks.finetune import finetune
 from tasks.fisher import fisher
 from tasks.merge import combine, merge
-from tasks.moments import moments
 from tasks.records import Models
-from tasks.refs import CheckpointRef, DatasetRef, FinetunedRef, FisherRef, MomentsRef, SamplesRef, SplitRef
-from tasks.weigh import fixed_weights, weigh, weigh_by_loss
+from tasks.refs import CheckpointRef, DatasetRef, FisherRef, SplitRef
+from tasks.weigh import fixed_weights, weigh_by_loss
 
 
 def learn_baseline(stream: Stream, method: str, past: list[Models], data_sets: dict[str, DatasetRef]) -> Models:
@@ -51,67 +48,8 @@ def learn_baseline(stream: Stream, method: str, past: list[Models], data_sets: d
     return Models(current=merged, expert=expert)
 
 
-def keep_newest(stream: Stream, label: str, pool: list[CheckpointRef], names: list[str]) -> Models:
-    """The expert as it is, written out as a full model."""
-    weights = fixed_weights(stream.store, label, pool=pool, names=names, rule="sequential")
-    merged = merge(stream.store, label, pool=pool, weights=weights)
-    return Models(current=merged, expert=pool[-1], weights=weights)
-
-
 def consolidate(stream: Stream, label: str, model: CheckpointRef, train: SplitRef, past: list[Models]) -> FisherRef:
     """EWC's memory for the next update: the new model's Fisher on the new data, plus that of the past."""
     earlier = past[-1].fisher if past else None
     settings = stream.settings.finetuning.fisher
     return fisher(stream.store, label, model=model, train=train, earlier=earlier, settings=settings)
-
-
-def typical(stream: Stream, label: str, expert: FinetunedRef, train: SplitRef) -> SamplesRef:
-    """Stage 3 for a baseline's own expert."""
-    settings = stream.settings.sampling
-    return cluster(stream.store, label, expert=expert, train=train, settings=settings, **heldout(stream))
-
-
-def own_moments(stream: Stream, label: str, expert: FinetunedRef, train: SplitRef) -> tuple[SamplesRef, MomentsRef]:
-    """What an expert leaves behind to be merged by: the moments of its layers' inputs over its own typical samples."""
-    samples, reads = typical(stream, label, expert, train), stream.settings.representations
-    return samples, moments(
-        stream.store,
-        label,
-        expert=expert,
-        samples=samples,
-        batch_size=reads.batch_size,
-        max_tokens=reads.max_tokens,
-        rank=stream.settings.merging.moments_rank,
-    )
-
-
-def by_moments(
-    stream: Stream, method: str, label: str, past: list[Models], expert: FinetunedRef, train: SplitRef
-) -> Models:
-    """RegMean, or RECALL with moments: every expert leaves its moments, and the current model stands for all earlier.
-
-    The base leaves none, so it takes no part, and the first update has nothing to merge.
-    """
-    store, settings = stream.store, stream.settings
-    samples, own = own_moments(stream, label, expert, train)
-    name = stream.seen(len(past) + 1)[-1]
-    if not past:
-        models = keep_newest(stream, label, [stream.base, expert], ["current", name])
-        return models.model_copy(update={"samples": samples, "moments": own})
-    kept: list[MomentsRef] = [models.moments for models in past if models.moments]
-    pool, names = merge_pool(stream, past, expert)
-    if settings.update.pool_has_experts:
-        pool, names, groups = pool[1:], names[1:], [[one] for one in [*kept, own]]
-    else:
-        groups = [kept, [own]]
-    models = Models(current=expert, expert=expert, samples=samples, moments=own)
-    inputs: dict[str, Any] = {"options": settings.merging.read_by(method), "moments": groups}
-    if method == "recall_moments":
-        representations = represent_pool(stream, label, pool, names, samples)
-        weights = weigh(
-            store, label, pool=pool, names=names, representations=representations, settings=settings.weighting
-        )
-        models = models.model_copy(update={"representations": representations, "weights": weights})
-        inputs["weights"] = weights
-    merged = combine(store, label, pool=pool, method=method, **inputs)
-    return models.model_copy(update={"current": merged})

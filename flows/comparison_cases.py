@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import factorial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
@@ -34,7 +34,7 @@ LEFT_OUT: dict[Setting, tuple[str, ...]] = {
 ORDERLESS = ("average", "task_arithmetic", "ties", "pruned_average", "regmean")
 # What RECALL's own models depend on; `update` is what the settings single and independent fix.
 VARIED = ("update", "finetuning", "sampling", "representations", "weighting")
-UNVARIED = ("finetuning.seed", "sampling.seed", "finetuning.ewc", "finetuning.replay")
+UNVARIED = ("finetuning.seed", "sampling.seed", "finetuning.ewc", "finetuning.replay", "update.merge")
 
 
 class Options(BaseModel):
@@ -82,7 +82,10 @@ class Case:
         return f"{what}, {self.learning_tasks[0]}" if self.setting == "single" else f"{what}, order {self.order}"
 
     def settings(self, base: Settings, method: str) -> Settings:
-        """The settings of this case: its seeds and learning tasks, and in `independent` experts from the base."""
+        """The settings of this case: its seeds and learning tasks, and in `independent` experts from the base.
+
+        The methods `recall` and `recall_moments` are the paper's merge and ours, whatever a run merges by.
+        """
         seeds = {
             "finetuning": base.finetuning.model_copy(update={"seed": self.seed}),
             "sampling": base.sampling.model_copy(update={"seed": self.seed}),
@@ -91,10 +94,10 @@ class Case:
         tasks = list(self.learning_tasks)
         if self.setting == "independent" and method in ORDERLESS:
             tasks = [name for name in base.stream.learning_tasks if name in tasks]
-        changed: dict[str, Any] = seeds | {"stream": base.stream.model_copy(update={"learning_tasks": tasks})}
-        if self.setting == "independent":
-            changed["update"] = base.update.model_copy(update={"start_from": "base", "pool": "all"})
-        return base.model_copy(update=changed)
+        stream = base.stream.model_copy(update={"learning_tasks": tasks})
+        fixed = {"start_from": "base", "pool": "all"} if self.setting == "independent" else {}
+        update = base.update.model_copy(update={"merge": "recall", **fixed})
+        return base.model_copy(update={**seeds, "stream": stream, "update": update})
 
 
 def all_cases(settings: Settings, options: Options) -> Iterator[Case]:
@@ -177,6 +180,7 @@ def read_variants(
         section = key.partition(".")[0]
         if section not in VARIED or any(key == one or key.startswith(f"{one}.") for one in UNVARIED):
             why = "that is what --seeds sets" if key.endswith(".seed") else f"RECALL reads {', '.join(VARIED)}"
+            why = "--method recall_moments is the other merge" if key == "update.merge" else why
             raise BadInput(f"--vary {key} cannot be varied ({why}); take it out")
         if key.startswith("update.") and "stream" not in options.settings:
             raise BadInput(f"--vary {key} has a meaning in --setting stream alone; add that, or take it out")

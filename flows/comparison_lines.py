@@ -10,9 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from flows.baselines import own_moments
 from flows.comparison_cases import Case, Contender
 from flows.continual_update import next_models, score
+from flows.moments import own_moments
 from flows.stream_state import Stream
 from flows.training import training
 from recall.comparison_line import Line

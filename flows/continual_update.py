@@ -13,6 +13,7 @@ from prefect.states import Completed
 
 from flows.baselines import learn_baseline
 from flows.lineage import lineage_of, version_tags
+from flows.moments import by_moments
 from flows.orphans import untagged_tasks
 from flows.outputs import outcome, publish_outputs
 from flows.pools import heldout, merge_pool, represent_pool
@@ -149,7 +150,10 @@ def learn(stream: Stream, past: list[Models], data_sets: dict[str, DatasetRef]) 
     """Stages 2 to 6: RECALL's next model, from its past ones and the new learning task's data alone."""
     settings, store, name = stream.settings, stream.store, stream.seen(len(past) + 1)[-1]
     train, label = data_sets[name].train, f"{name} (recall)"
+    assert train is not None
     expert = finetune(store, label, **training(stream, "recall", past, data_sets))
+    if settings.update.merge == "recall_moments":
+        return by_moments(stream, "recall_moments", label, past, expert, train)
     pool, names = merge_pool(stream, past, expert)
     samples = cluster(store, label, expert=expert, train=train, settings=settings.sampling, **heldout(stream))
     representations = represent_pool(stream, label, pool, names, samples)

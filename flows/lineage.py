@@ -6,6 +6,7 @@ import functools
 import hashlib
 from pathlib import Path
 
+from flows.moments import moments_groups, moments_pool
 from flows.pools import merge_pool
 from flows.stream_state import Stream
 from recall.lineage import (
@@ -21,7 +22,7 @@ from recall.lineage import (
     sha256,
 )
 from tasks.data_versions import code_commit
-from tasks.records import UpdateRecord
+from tasks.records import Models, UpdateRecord
 from tasks.refs import ArtifactRef, CheckpointRef, DatasetRef, digest, file_sha256
 
 LOCK_FILE = Path(__file__).parent.parent / "constraints.txt"
@@ -33,7 +34,6 @@ def lineage_of(
     """Everything that the merged model was made from, for an audit."""
     models, settings = record.models["recall"], stream.settings
     manifest = stream.store.manifest("experts", models.expert.fingerprint) or {}
-    pool, names = merge_pool(stream, [before.models["recall"] for before in earlier], models.expert)
     commit, clean = code_commit()
     return Lineage(
         format=FORMAT,
@@ -54,10 +54,12 @@ def lineage_of(
             files=_folder_files(settings.base_folder, stream.inputs.base_hash),
         ),
         data_sets=[_data_set(stream, record, name, data_sets[name]) for name in _scored_on(stream, record)],
-        pool=[PoolEntry(name=name, fingerprint=ref.fingerprint) for name, ref in zip(names, pool, strict=True)],
+        pool=_pool(stream, models, [before.models["recall"] for before in earlier]),
         expert=_entry(stream, models.expert),
         samples=_entry(stream, models.samples) if models.samples else None,
+        moments=_entry(stream, models.moments) if models.moments else None,
         representations=[_entry(stream, ref) for ref in models.representations],
+        merge=settings.update.merge,
         weights=_entry(stream, models.weights) if models.weights else None,
         merged=_entry(stream, models.current),
         evaluations={name: _entry(stream, ref) for name, ref in record.evaluations.items()},
@@ -79,6 +81,7 @@ def version_tags(stream: Stream, record: UpdateRecord) -> dict[str, str]:
         "recall.draft_because": "; ".join(stream.inputs.draft_reasons),
         "recall.learning_task": record.result.learning_task,
         "recall.position": str(record.position),
+        "recall.merge": stream.settings.update.merge,
         "recall.settings_sha256": digest(stream.settings.model_dump(mode="json")),
         "recall.base_dvc_hash": stream.inputs.base_hash,
         "recall.base_fingerprint": stream.base.fingerprint,
@@ -87,6 +90,18 @@ def version_tags(stream: Stream, record: UpdateRecord) -> dict[str, str]:
         "recall.environment_lock_sha256": _lock_sha256(),
     }
     return tags | {f"recall.data.{name}": stream.inputs.data_hashes[name] for name in _scored_on(stream, record)}
+
+
+def _pool(stream: Stream, models: Models, past: list[Models]) -> list[PoolEntry]:
+    if models.moments is None:
+        pool, names = merge_pool(stream, past, models.expert)
+        return [PoolEntry(name=name, fingerprint=ref.fingerprint) for name, ref in zip(names, pool, strict=True)]
+    pool, names = moments_pool(stream, past, models.expert)
+    groups = moments_groups(stream, past, models.moments)
+    return [
+        PoolEntry(name=name, fingerprint=ref.fingerprint, moments=tuple(one.fingerprint for one in group))
+        for name, ref, group in zip(names, pool, groups, strict=True)
+    ]
 
 
 def _scored_on(stream: Stream, record: UpdateRecord) -> list[str]:

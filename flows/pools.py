@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from flows.stream_state import Stream
+from tasks.cluster import cluster
+from tasks.merge import merge
 from tasks.records import Models
-from tasks.refs import CheckpointRef, FinetunedRef, RepresentationsRef, SamplesRef, TextFileRef, file_sha256
+from tasks.refs import CheckpointRef, FinetunedRef, RepresentationsRef, SamplesRef, SplitRef, TextFileRef, file_sha256
 from tasks.represent import represent
+from tasks.weigh import fixed_weights
 
 
 def start_model(stream: Stream, past: list[Models]) -> CheckpointRef:
@@ -29,6 +32,12 @@ def heldout(stream: Stream) -> dict[str, TextFileRef]:
     return {"heldout": TextFileRef(fingerprint=file_sha256(file), path=file.resolve())} if file else {}
 
 
+def typical(stream: Stream, label: str, expert: FinetunedRef, train: SplitRef) -> SamplesRef:
+    """Stage 3, for whichever method needs an expert's typical samples."""
+    settings = stream.settings.sampling
+    return cluster(stream.store, label, expert=expert, train=train, settings=settings, **heldout(stream))
+
+
 def represent_pool(
     stream: Stream, label: str, pool: list[CheckpointRef], names: list[str], samples: SamplesRef
 ) -> list[RepresentationsRef]:
@@ -41,3 +50,10 @@ def represent_pool(
         for who, model in zip(names, pool, strict=True)
     ]
     return [pending.result() for pending in asked]
+
+
+def keep_newest(stream: Stream, label: str, pool: list[CheckpointRef], names: list[str]) -> Models:
+    """The expert as it is, written out as a full model."""
+    weights = fixed_weights(stream.store, label, pool=pool, names=names, rule="sequential")
+    merged = merge(stream.store, label, pool=pool, weights=weights)
+    return Models(current=merged, expert=pool[-1], weights=weights)

@@ -59,12 +59,15 @@ class Stream:
         settings = self.settings
         reads = {name: getattr(settings, name) for name in ("update", "sampling", "representations", "weighting")}
         reads["finetuning"] = settings.finetuning.plain
+        read = {name: one.model_dump(mode="json") for name, one in reads.items()}
+        if settings.update.merge != "recall":
+            read["merging"] = settings.merging.read_by(settings.update.merge)
         heldout = {"heldout": file_sha256(settings.sampling.file)} if settings.sampling.file else {}
         return digest(
             {
                 "base_model": self.inputs.base_hash,
                 "learning_tasks": [self._data_set(name) for name in self.seen(position)],
-                "settings": {name: read.model_dump(mode="json") for name, read in reads.items()},
+                "settings": read,
                 **heldout,
             }
         )
@@ -116,8 +119,9 @@ def bring_back(stream: Stream, earlier: list[UpdateRecord]) -> None:
     """Bring what the next update needs of RECALL's earlier ones from the registry, where the store lost it."""
     for record in earlier:
         models = record.models["recall"]
-        needed = [models.current] if record is earlier[-1] else []
+        needed: list[ArtifactRef] = [models.current] if record is earlier[-1] else []
         needed += [models.expert] if stream.settings.update.pool_has_experts else []
+        needed += [models.moments] if models.moments else []
         for ref in needed:
             if not stream.has(ref):
                 console.print(f"update {record.position}: {ref.kind} comes back from the registry")
@@ -165,6 +169,7 @@ def update_result(
     made: dict[str, list[Any]] = {
         "finetune": [own.expert],
         "cluster": [own.samples],
+        "moments": [own.moments] if own.moments else [],
         "represent": own.representations,
         "weigh": [own.weights],
         "merge": [own.current],

@@ -32,7 +32,7 @@ def cautions(result: StreamResult) -> list[str]:
             *_of_scores(result, number),
             *_of_clusters(update.cluster_sizes),
             *_of_similarities(update.merge, fixed_sigma),
-            *_of_pool(update.merge),
+            *(_of_pool(update.merge) if result.merged_by == "recall" else []),
         ]
         found += [f"update {number}, {update.learning_task}: {sign}" for sign in signs]
     return found + _of_the_end(result)
@@ -53,7 +53,7 @@ def _of_scores(result: StreamResult, number: int) -> list[str]:
     if points(min(expert, before)) - points(after) >= SMALL:
         return [
             f"the merged model has {points(after):.1f} points on it, less than its expert ({points(expert):.1f}) and "
-            f"less than the model before ({points(before):.1f}): a sum of the two is worse than either; lower "
+            f"less than the model before ({points(before):.1f}): a merge of the two is worse than either; lower "
             "finetuning.learning_rate, so that they stay closer together"
         ]
     if points(expert) - points(before) < SMALL:
@@ -91,14 +91,17 @@ def _of_similarities(merge: MergeWeights, fixed_sigma: bool) -> list[str]:
     if fmean(deep) < FAR_APART:
         return [
             f"in the deeper half of the layers no older model sees the samples as the expert does (mean similarity "
-            f"{fmean(deep):.2f} of the nearest): a weighted sum of models so far apart may be neither; lower "
+            f"{fmean(deep):.2f} of the nearest): a merge of models so far apart may be neither; lower "
             "finetuning.learning_rate"
         ]
     return []
 
 
 def _of_pool(merge: MergeWeights) -> list[str]:
-    """At temperature 1 the newest of K models has e / (e + K - 1) at most, under half from K = 4 on."""
+    """At temperature 1 the newest of K models has e / (e + K - 1) at most, under half from K = 4 on.
+
+    Of a weighted sum alone: by moments a weight is no share of the model.
+    """
     most = max((row[-1] for row in merge.weights), default=1.0)
     if not merge.similarities or most >= EVEN_SHARE or len(merge.models) < 3:
         return []

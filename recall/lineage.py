@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import PurePosixPath
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError, field_validator
 
@@ -70,10 +70,12 @@ class ArtifactEntry(Frozen):
 
 
 class PoolEntry(Frozen):
-    """A model that was merged, by its name in the weights."""
+    """A model that was merged, by its name in the weights; `moments` are the fingerprints of those that it was merged
+    by, its own or those of all the experts that it stands for."""
 
     name: str
     fingerprint: str
+    moments: tuple[str, ...] = ()
 
 
 class RegisteredUpdate(Frozen):
@@ -92,7 +94,11 @@ class CodeEntry(Frozen):
 
 
 class Lineage(Frozen):
-    """Everything that one update was made from. Format 1, of versions registered before audits, lacks what is None."""
+    """Everything that one update was made from. Format 1, of versions registered before audits, lacks what is None.
+
+    `merge` is the settings' `update.merge`; None in lineages older than that setting, whose merge was RECALL's.
+    `moments` are those of the expert, where the merge goes by them.
+    """
 
     format: int = 1
     stream: str | None = None
@@ -110,7 +116,9 @@ class Lineage(Frozen):
     pool: list[PoolEntry] | None = None
     expert: ArtifactEntry
     samples: ArtifactEntry | None
+    moments: ArtifactEntry | None = None
     representations: list[ArtifactEntry] | None = None
+    merge: Literal["recall", "recall_moments"] | None = None
     weights: ArtifactEntry | None
     merged: ArtifactEntry
     evaluations: dict[Inside, ArtifactEntry] | None = None

@@ -10,6 +10,7 @@ BOX = (132.0, 44.0)
 STEP = (154.0, 92.0)
 MARGIN = 12.0
 NODES = ("data", "expert", "samples", "representations", "weights", "merged", "scores")
+BY_MOMENTS = ("data", "expert", "samples", "moments", "representations", "weights", "merged", "scores")
 LONGEST = 18
 
 
@@ -39,7 +40,9 @@ class Drawing:
 
 def draw_lineage(report: AuditReport) -> Drawing:
     """The base above, then each update's chain from data to merged model, which the next update starts from."""
-    boxes, arrows = [_box(report, 0, "base", MARGIN + 5 * STEP[0], MARGIN, "base model", "M0")], []
+    nodes = BY_MOMENTS if any(link.node == "moments" for link in report.links) else NODES
+    left = MARGIN + nodes.index("merged") * STEP[0]
+    boxes, arrows = [_box(report, 0, "base", left, MARGIN, "base model", "M0")], []
     for row, update in enumerate(report.updates, start=1):
         y = MARGIN + row * STEP[1]
         texts = {
@@ -48,19 +51,19 @@ def draw_lineage(report: AuditReport) -> Drawing:
             "representations": " and ".join(update.pool),
             "merged": f"version {update.version}",
         }
-        for column, node in enumerate(NODES):
+        for column, node in enumerate(nodes):
             x = MARGIN + column * STEP[0]
             title = f"{update.position}. {node}" if node == "data" else node
             boxes.append(_box(report, update.position, node, x, y, title, texts.get(node, "")))
             if column:
                 middle = y + BOX[1] / 2
                 arrows.append(f"M{x - STEP[0] + BOX[0]:g} {middle:g}H{x - 3:g}")
-        down = MARGIN + 5 * STEP[0] + BOX[0] / 2
+        down = left + BOX[0] / 2
         arrows.append(f"M{down:g} {y - STEP[1] + BOX[1]:g}V{y - 3:g}")
         # The newest expert is trained from the model before, too.
         start, between = MARGIN + STEP[0] + BOX[0] / 2, y - (STEP[1] - BOX[1]) / 2
         arrows.append(f"M{down:g} {between:g}H{start:g}V{y - 3:g}")
-    width = 2 * MARGIN + (len(NODES) - 1) * STEP[0] + BOX[0]
+    width = 2 * MARGIN + (len(nodes) - 1) * STEP[0] + BOX[0]
     height = 2 * MARGIN + len(report.updates) * STEP[1] + BOX[1]
     return Drawing(width, height, *BOX, boxes, arrows)
 

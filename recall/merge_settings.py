@@ -41,7 +41,7 @@ MOMENTS_FILE = "moments.safetensors"
 
 
 class MergingSettings(Frozen):
-    """What the merge methods beside RECALL read; a method reads only those that it names."""
+    """What the merge methods beside the paper's RECALL read; a method reads only those that it names."""
 
     scale: float = Field(1.0, description="of task vectors: task_arithmetic, ties, dare, pruned_average")
     density: float = Field(0.2, gt=0, le=1, description="share of a task vector that stays: ties, dare, pruned_average")

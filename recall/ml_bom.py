@@ -55,6 +55,7 @@ def _model(lineage: Lineage, stream: str, version: str, reference: str) -> dict[
     }
     if scores:
         card["quantitativeAnalysis"] = {"performanceMetrics": scores}
+    merge = "RECALL (arXiv 2510.20479)" + (" with moments" if lineage.merge == "recall_moments" else "")
     properties = {
         "recall:git_commit": lineage.git_commit or "unknown",
         "recall:environment_lock_sha256": lineage.environment_lock_sha256,
@@ -67,7 +68,7 @@ def _model(lineage: Lineage, stream: str, version: str, reference: str) -> dict[
         "bom-ref": reference,
         "name": stream,
         "version": version,
-        "description": "A language model merged layer by layer with RECALL (arXiv 2510.20479)",
+        "description": f"A language model merged layer by layer with {merge}",
         "modelCard": card,
         "properties": [{"name": name, "value": value} for name, value in properties.items()],
         **_hashes(_weights(lineage.merged)),

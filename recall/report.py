@@ -11,7 +11,7 @@ from recall.charts import BarChart, HeatMap, LineChart, Series, bar_chart, heat_
 from recall.continual_metrics import forgetting_by_task
 from recall.html_pages import page_template
 from recall.results import StreamResult
-from recall.standings import LABELS, best_methods, headings, method_names, points, summary_rows
+from recall.standings import best_methods, headings, labels, method_names, points, summary_rows
 from recall.text_files import write_text
 from recall.verdict import verdict
 
@@ -54,7 +54,7 @@ def render(result: StreamResult, test_rows: dict[str, int] | None = None) -> str
         BadInput: a score that the report needs is missing.
     """
     rows = summary_rows(result)
-    names = method_names(result)
+    names, shown = method_names(result), labels(result)
     recall = result.methods["recall"]
     page = page_template("report.html.j2").render(
         result=result,
@@ -66,13 +66,18 @@ def render(result: StreamResult, test_rows: dict[str, int] | None = None) -> str
         headings=headings(result),
         rows=list(rows),
         best=best_methods(rows),
-        methods=[(name, LABELS.get(name, name), result.methods[name].scores) for name in names],
+        methods=[(name, shown[name], result.methods[name].scores) for name in names],
+        by_moments=result.merged_by == "recall_moments",
         key_figures=_key_figures(result),
         trends=_trends(result),
         forgotten=_forgotten(result),
         heat_maps=_heat_maps(result),
         reach=_reach(result),
-        depths=[(_depth(result, number), _model_legend(result, number)) for number in range(len(result.updates))],
+        depths=[
+            (_depth(result, number), _model_legend(result, number))
+            for number, update in enumerate(result.updates)
+            if update.merge.similarities
+        ],
         stages=list(dict.fromkeys(stage for update in result.updates for stage in update.seconds)),
         settings=_flat(result.settings),
         libraries=_libraries(),
@@ -104,7 +109,7 @@ def _key_figures(result: StreamResult) -> list[BarChart]:
 
 def _trends(result: StreamResult) -> list[LineChart]:
     """For every learning task its score after each update, a line a method, all on one scale."""
-    recall = result.methods["recall"]
+    recall, shown = result.methods["recall"], labels(result)
     steps = ["base", *(f"after {name}" for name in recall.learning_tasks)]
     short = ["base", *(str(number) for number in range(1, len(steps)))]
     known = [score for matrix in result.methods.values() for row in matrix.scores for score in row if score is not None]
@@ -115,7 +120,7 @@ def _trends(result: StreamResult) -> list[LineChart]:
         for name in method_names(result):
             scores = [row[column] for row in result.methods[name].scores]
             values = [None if score is None else points(score) for score in scores]
-            series.append((LABELS.get(name, name), _colour_of(name), values))
+            series.append((shown[name], _colour_of(name), values))
         mark = column + 1 if column < len(recall.learning_tasks) else None
         charts.append(line_chart(task, steps, series, low, high, "points", mark, short))
     return charts
@@ -123,14 +128,13 @@ def _trends(result: StreamResult) -> list[LineChart]:
 
 def _forgotten(result: StreamResult) -> list[BarChart]:
     """For every learning task but the last what each method forgot of it, all on one scale."""
-    names = method_names(result)
+    names, shown = method_names(result), labels(result)
     lost = {name: forgetting_by_task(result.methods[name]) for name in names}
     values = [points(value) for of_task in lost.values() for value in of_task.values()]
     low, high = min([0.0, *values]), max([10.0, *values])
     tasks = result.methods["recall"].learning_tasks[:-1]
     return [
-        bar_chart(task, [(LABELS.get(n, n), _colour_of(n), points(lost[n][task])) for n in names], low, high)
-        for task in tasks
+        bar_chart(task, [(shown[n], _colour_of(n), points(lost[n][task])) for n in names], low, high) for task in tasks
     ]
 
 

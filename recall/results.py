@@ -61,3 +61,9 @@ class StreamResult(Frozen):
     updates: list[UpdateResult]
     settings: dict[str, object]
     draft: bool = False
+
+    @property
+    def merged_by(self) -> str:
+        """`update.merge` of the settings: how the updates were merged. Older results lack it, and were by RECALL."""
+        update = self.settings.get("update")
+        return str(update.get("merge", "recall")) if isinstance(update, dict) else "recall"

@@ -1,7 +1,8 @@
 """All settings: `params.yaml` is the constructor of `Settings`, and a typo in it fails at load with one sentence.
 
 Every stage takes only the small model it reads (`settings.sampling`, ...), so that a change of one stage's settings
-leaves the other stages' cached results valid.
+leaves the other stages' cached results valid. A setting that came later is left out of keys where it has the value that
+all had before (`exclude_if`), so that what was registered then is still found.
 """
 
 from __future__ import annotations
@@ -106,7 +107,6 @@ class SamplingSettings(Frozen):
     generated: int = Field(100, gt=1, description="how many texts the expert makes up, for source generated")
     choice: Literal["kmeans", "farthest", "random"] = Field(
         "kmeans",
-        # It came later: as it was before, it is in no key, so that what is registered already is still found.
         exclude_if=lambda choice: choice == "kmeans",
         description="the prompt nearest to each of K-means' centroids (the paper's), the farthest apart, or any",
     )
@@ -159,11 +159,16 @@ class WeightingSettings(Frozen):
 
 
 class UpdateSettings(Frozen):
-    """What the newest expert starts from, and which models are merged with it."""
+    """What the newest expert starts from, which models are merged with it, and how."""
 
     start_from: Literal["merged", "base"] = Field("merged", description="what the newest expert is fine-tuned from")
     pool: Literal["current", "all"] = Field(
         "current", description="merged with it: the current model, or every model so far; from base it is always all"
+    )
+    merge: Literal["recall", "recall_moments"] = Field(
+        "recall",
+        exclude_if=lambda merge: merge == "recall",
+        description="how: RECALL's weighted sum (the paper's), or by its weights and moments (docs/merge.md)",
     )
 
     @property
@@ -269,6 +274,15 @@ class Settings(Frozen):
         both = set(self.stream.learning_tasks) & set(self.stream.unseen)
         if both:
             raise ValueError(f"{sorted(both)[0]} is both in stream.learning_tasks and in stream.unseen; choose one")
+        return self
+
+    @model_validator(mode="after")
+    def _no_method_twice(self) -> Settings:
+        if self.update.merge in self.baselines:
+            raise ValueError(
+                f"baselines names {self.update.merge}, which is the update's own method by update.merge, so the same "
+                "model would be made twice; take it out of baselines"
+            )
         return self
 
     @model_validator(mode="after")

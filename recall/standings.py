@@ -42,6 +42,12 @@ class SummaryRow:
         return [*self.scores, self.seen, self.forgetting, self.unseen]
 
 
+def labels(result: StreamResult) -> dict[str, str]:
+    """What people read for each method of a result; the update's own method goes by what it merges by."""
+    names = {name: LABELS.get(name, name) for name in result.methods}
+    return names | {"recall": LABELS.get(result.merged_by, result.merged_by)}
+
+
 def method_names(result: StreamResult) -> list[str]:
     """The methods in the order in which they are shown: the known baselines, any other, RECALL last.
 
@@ -60,7 +66,7 @@ def summary_rows(result: StreamResult) -> list[SummaryRow]:
     Raises:
         BadInput: a score that the table needs is missing.
     """
-    names = method_names(result)
+    names, shown = method_names(result), labels(result)
     recall = result.methods["recall"]
     count = len(recall.learning_tasks)
     base_seen, base_unseen = base_averages(recall)
@@ -73,9 +79,7 @@ def summary_rows(result: StreamResult) -> list[SummaryRow]:
     for name in names:
         matrix = result.methods[name]
         seen, unseen = seen_average(matrix, count), unseen_average(matrix)
-        rows.append(
-            SummaryRow(LABELS.get(name, name), name, matrix.scores[-1][:count], seen, forgetting(matrix), unseen)
-        )
+        rows.append(SummaryRow(shown[name], name, matrix.scores[-1][:count], seen, forgetting(matrix), unseen))
     return rows
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.markup import escape
@@ -89,7 +90,8 @@ def write_metric_files(result: StreamResult, folder: Path) -> None:
     """Write what `dvc metrics show` and `dvc plots show` read: metrics.json, plots/accuracy.csv and plots/weights.csv.
 
     accuracy.csv has a line for every update and method: the average over the learning tasks seen so far.
-    weights.csv has a line for every update, layer and model: its weight and its similarity to the newest model.
+    weights.csv has a line for every update, layer and model: its weight and its similarity to the newest model, blank
+    where nothing was compared.
 
     Raises:
         BadInput: a score that they need is missing.
@@ -110,7 +112,10 @@ def write_metric_files(result: StreamResult, folder: Path) -> None:
     weights: list[list[object]] = [["update", "learning_task", "layer", "name", "model", "weight", "similarity"]]
     for number, step in enumerate(result.updates, start=1):
         for layer, name in enumerate(step.merge.layers):
-            shares, alike = step.merge.weights[layer], step.merge.similarities[layer]
+            shares = step.merge.weights[layer]
+            alike: Sequence[object] = (
+                step.merge.similarities[layer] if step.merge.similarities else [None] * len(shares)
+            )
             for model, share, similarity in zip(step.merge.models, shares, alike, strict=True):
                 weights.append([number, step.learning_task, layer, name, model, share, similarity])
     write_text(folder / "metrics.json", json.dumps(numbers, indent=2) + "\n")

@@ -7,7 +7,7 @@ from math import sqrt
 
 from recall.continual_metrics import forgetting, seen_average, unseen_average
 from recall.results import ScoreMatrix, StreamResult
-from recall.standings import LABELS, base_averages, method_names, points
+from recall.standings import LABELS, base_averages, labels, method_names, points
 
 SMALL = 2.0
 
@@ -22,16 +22,16 @@ def verdict(result: StreamResult, test_rows: dict[str, int] | None = None) -> st
     Raises:
         BadInput: a score that the sentence needs is missing.
     """
-    names = method_names(result)
+    names, ours = method_names(result), labels(result)["recall"]
     matrix = result.methods["recall"]
     base_seen, base_unseen = base_averages(matrix)
     seen = _averages(result, names, lambda scores: seen_average(scores, len(scores.learning_tasks)))
     unseen = _averages(result, names, unseen_average)
-    clauses = [_standing("the learning tasks seen", seen, base_seen)]
+    clauses = [_standing(ours, "the learning tasks seen", seen, base_seen)]
     if unseen:
-        clauses.append(_standing("the unseen ones", unseen, base_unseen))
-    clauses.append(_forgot(_averages(result, names, forgetting)))
-    clauses += _caution(matrix, seen, unseen, test_rows)
+        clauses.append(_standing(ours, "the unseen ones", unseen, base_unseen))
+    clauses.append(_forgot(ours, _averages(result, names, forgetting)))
+    clauses += _caution(ours, matrix, seen, unseen, test_rows)
     sentence = "; ".join(clauses) + "."
     return sentence[0].upper() + sentence[1:]
 
@@ -56,32 +56,33 @@ def _averages(
     result: StreamResult, names: list[str], metric: Callable[[ScoreMatrix], float | None]
 ) -> dict[str, float]:
     """A metric of every method that has it, in points, by the method's label."""
-    values = {LABELS.get(name, name): metric(result.methods[name]) for name in names}
+    shown = labels(result)
+    values = {shown[name]: metric(result.methods[name]) for name in names}
     return {label: points(value) for label, value in values.items() if value is not None}
 
 
-def _standing(where: str, scores: dict[str, float], base: float | None) -> str:
-    own = scores["RECALL"]
-    others = {label: score for label, score in scores.items() if label != "RECALL"}
+def _standing(ours: str, where: str, scores: dict[str, float], base: float | None) -> str:
+    own = scores[ours]
+    others = {label: score for label, score in scores.items() if label != ours}
     top = max(scores.values())
     gaps = _listed([_gap(own, label, score) for label, score in others.items() if score != own])
     level = [_name(label) for label, score in others.items() if score == own]
     if not others:
-        sentence = f"over {where} RECALL reaches {own:.1f} points, with no baseline to compare it with"
+        sentence = f"over {where} {ours} reaches {own:.1f} points, with no baseline to compare it with"
     elif own < top:
         winners = _listed([_name(label) for label, score in others.items() if score == top])
         verb = "is" if sum(score == top for score in others.values()) == 1 else "are"
         sentence = (
-            f"over {where} RECALL loses: {winners} {verb} best with {top:.1f} points and RECALL has {own:.1f}, {gaps}"
+            f"over {where} {ours} loses: {winners} {verb} best with {top:.1f} points and {ours} has {own:.1f}, {gaps}"
         )
     elif level:
-        sentence = f"over {where} RECALL is level with {_listed(level)} at {own:.1f} points" + (
+        sentence = f"over {where} {ours} is level with {_listed(level)} at {own:.1f} points" + (
             f", {gaps}" if gaps else ""
         )
     else:
-        sentence = f"over {where} RECALL is best with {own:.1f} points, {gaps}"
+        sentence = f"over {where} {ours} is best with {own:.1f} points, {gaps}"
     if base is not None and points(base) > own:
-        more_than = "RECALL" if points(base) <= top or not others else "all of them"
+        more_than = ours if points(base) <= top or not others else "all of them"
         sentence += f" (the base model's {points(base):.1f} is more than {more_than} reached)"
     return sentence
 
@@ -90,12 +91,11 @@ def _gap(own: float, label: str, score: float) -> str:
     return f"{abs(own - score):.1f} {'above' if own > score else 'below'} {_name(label)}"
 
 
-def _forgot(lost: dict[str, float]) -> str:
+def _forgot(ours: str, lost: dict[str, float]) -> str:
     if not lost:
         return "after one update there is nothing yet to forget"
-    ours = [("RECALL", lost["RECALL"])]
     phrases: list[str] = []
-    for label, value in ours + [item for item in lost.items() if item[0] != "RECALL"]:
+    for label, value in [(ours, lost[ours]), *(item for item in lost.items() if item[0] != ours)]:
         unit = " points" if not phrases else ""
         amount = "nothing" if value == 0 else f"{abs(value):.1f}{unit}"
         phrases.append(f"{_name(label)} {'gained' if value < 0 else 'forgot'} {amount}")
@@ -103,11 +103,11 @@ def _forgot(lost: dict[str, float]) -> str:
 
 
 def _caution(
-    matrix: ScoreMatrix, seen: dict[str, float], unseen: dict[str, float], test_rows: dict[str, int] | None
+    ours: str, matrix: ScoreMatrix, seen: dict[str, float], unseen: dict[str, float], test_rows: dict[str, int] | None
 ) -> list[str]:
     """At most one clause: which of the differences just told are too small to build on."""
     if test_rows is None:
-        gaps = [gap for scores in (seen, unseen) if (gap := _smallest_gap(scores)) is not None]
+        gaps = [gap for scores in (seen, unseen) if (gap := _smallest_gap(ours, scores)) is not None]
         return (
             [f"differences under {SMALL:.0f} points are small and may be chance"]
             if min(gaps, default=SMALL) < SMALL
@@ -115,15 +115,15 @@ def _caution(
         )
     told = []
     for word, tasks, scores in (("seen", matrix.learning_tasks, seen), ("unseen", matrix.unseen, unseen)):
-        limit, gap = noise(matrix, tasks, test_rows), _smallest_gap(scores)
+        limit, gap = noise(matrix, tasks, test_rows), _smallest_gap(ours, scores)
         if limit is not None and gap is not None and gap < limit:
             told.append(f"under {limit:.1f} points over {word} ({sum(test_rows[task] for task in tasks)} test rows)")
     return [f"differences {_listed(told)} may be chance"] if told else []
 
 
-def _smallest_gap(scores: dict[str, float]) -> float | None:
-    others = [score for label, score in scores.items() if label != "RECALL"]
-    return min((round(abs(scores["RECALL"] - score), 1) for score in others), default=None)
+def _smallest_gap(ours: str, scores: dict[str, float]) -> float | None:
+    others = [score for label, score in scores.items() if label != ours]
+    return min((round(abs(scores[ours] - score), 1) for score in others), default=None)
 
 
 def _name(label: str) -> str:

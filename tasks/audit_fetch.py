@@ -48,6 +48,23 @@ def fetched(update: Registered, work: Path) -> Iterator[Fetched]:
         yield Fetched(**vars(update), folder=folder, registered=registered)
 
 
+def run_part(update: Registered, name: str, out: Path) -> Path:
+    """Where one folder of an update's run lies, copied to `out` from a store that is elsewhere; it may be missing.
+
+    Raises:
+        Failed: the run is not in MLflow.
+        OutOfReach: MLflow or its artifacts cannot be reached.
+    """
+    local = run_folder(update.run_id)
+    if local is not None:
+        return local / name
+    out.mkdir()
+    with copying(f"{name} of MLflow's run {update.run_id}"):
+        if name in [entry.path for entry in registry.client().list_artifacts(update.run_id)]:
+            registry.client().download_artifacts(update.run_id, name, str(out))
+    return out / name
+
+
 def _run_folder(run_id: str, out: Path) -> Path:
     local = run_folder(run_id)
     if local is not None:

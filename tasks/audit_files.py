@@ -18,6 +18,8 @@ def artifacts(update: Fetched) -> Iterator[tuple[str, ArtifactEntry, dict[str, P
     yield "expert", lineage.expert, _inside(lineage.expert, folder / "expert")
     if lineage.samples:
         yield "samples", lineage.samples, _inside(lineage.samples, folder)
+    if lineage.moments:
+        yield "moments", lineage.moments, _inside(lineage.moments, folder / "moments")
     for number, entry in enumerate(lineage.representations or []):
         yield "representations", entry, _inside(entry, folder / "representations" / str(number))
     if lineage.weights:
@@ -39,6 +41,8 @@ def check_files(update: Fetched, store: Store) -> Iterator[Link]:
                 continue
             there = {"MLflow": places[name], "the store": store.folder(entry.kind, entry.fingerprint) / name}
             yield _file_link(update, node, _shown(update, places[name]), expected, there)
+    if update.lineage.merge == "recall_moments" and update.lineage.moments is None:
+        yield update.unrecorded("moments", "moments", "the files' SHA-256")
     yield _record_link(update)
 
 

@@ -1,9 +1,9 @@
-"""Level `merge`: representations, weights and merged models made again from the registry's own copies, and compared."""
+"""Level `merge`: all between expert and merged model made again from the registry's own copies, and compared."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 from recall.audit_verdicts import Link
 from recall.errors import Failed
 from recall.learning_tasks import json_lines
+from recall.merge_settings import MOMENTS_FILE
 from recall.settings import RepresentationSettings, WeightingSettings
 from tasks.audit_fetch import Fetched, fetched
+from tasks.audit_moments import earlier_moments, model_again, moments_again
 from tasks.audit_net import tried
 from tasks.audit_source import Registered
 from tasks.data_objects import locate
@@ -22,6 +24,7 @@ from tasks.refs import file_sha256
 if TYPE_CHECKING:
     from recall.checkpoints import Checkpoint
     from recall.remaking import Difference
+    from recall.results import MergeWeights
 
 # What another kind of CPU may change, relative to the largest value: one step of bfloat16 is 2^-8 of a number.
 TOLERANCE = 1e-2
@@ -29,7 +32,7 @@ MACHINE = ("cpu_model", "cpu", "threads", "torch", "transformers", "cuda")
 
 
 def check_merges(chain: Sequence[Registered], work: Path) -> Iterator[Link]:
-    """For each update of the chain: a verdict on every representation, on the weights and on the merged model."""
+    """For each update of the chain: a verdict on every representation, on weights, moments and the merged model."""
     for update in chain:
         if update.lineage.pool is None:
             yield update.unrecorded("merged", "merge made again", "the same model")
@@ -61,7 +64,8 @@ def _again(chain: Sequence[Registered], update: Registered, work: Path) -> Itera
             return here[wanted.position]
 
         members = [_checkpoint(chain, entry.fingerprint, fetch, work) for entry in update.lineage.pool or []]
-        yield from _made_again(fetch(update), members, work)
+        copies = Path(stack.enter_context(TemporaryDirectory(dir=work)))
+        yield from _made_again(fetch(update), members, earlier_moments(chain, update, copies), work)
 
 
 def _checkpoint(
@@ -84,40 +88,69 @@ def _checkpoint(
     raise Failed(f"no update of the chain made a model with fingerprint {fingerprint[:12]}")
 
 
-def _made_again(update: Fetched, members: list[Checkpoint], work: Path) -> Iterator[Link]:
-    import numpy as np
+def _made_again(update: Fetched, members: list[Checkpoint], moments: dict[str, Path], work: Path) -> Iterator[Link]:
+    """`moments`: see `earlier_moments`."""
     import torch
 
-    from recall import remaking
+    from recall.remaking import remake_model
     from tasks.stage import environment
 
     lineage = update.lineage
     threads = int((lineage.merged.machine or {}).get("threads") or torch.get_num_threads())
     torch.set_num_threads(threads)
     machine = environment() | {"threads": threads}
-    weighting = WeightingSettings.model_validate(lineage.settings["weighting"])
     prompts = [json.loads(line)["prompt"] for line in json_lines(update.folder / "samples.jsonl")]
-    settings = RepresentationSettings.model_validate(lineage.settings["representations"])
-    made = remaking.remake_representations(members, prompts, settings, weighting.granularity == "module")
+    record = yield from _weights_again(update, members, prompts, machine)
+    with TemporaryDirectory(dir=work) as made, TemporaryDirectory(dir=work) as kept:
+        if lineage.moments:
+            difference = moments_again(update, members[-1], prompts, Path(kept))
+            where = other_machine(lineage.moments.machine, machine)
+            yield _compared(update, "moments", "moments made again", difference, where)
+            moments = moments | {lineage.moments.fingerprint: Path(kept) / MOMENTS_FILE}
+        if lineage.moments and lineage.previous:
+            model_again(update, members, record, moments, Path(made))
+        else:
+            remake_model(members, record, Path(made))
+        yield _model_compared(update, Path(made), other_machine(lineage.merged.machine, machine))
+
+
+def _weights_again(
+    update: Fetched, members: list[Checkpoint], prompts: list[str], machine: dict[str, Any]
+) -> Generator[Link, None, MergeWeights]:
+    """Yields the verdicts on representations and weights; returns the weights."""
+    import numpy as np
+
+    from recall import remaking, remaking_moments
+
+    lineage = update.lineage
     names = [entry.name for entry in lineage.pool or []]
-    recorded_on = [entry.machine for entry in lineage.representations or []]
     other = other_machine(lineage.merged.machine, machine)
-    for number, (name, found) in enumerate(zip(names, made, strict=True)):
-        file = update.folder / "representations" / str(number) / "representations.npy"
-        difference = remaking.array_difference(found, np.load(file, allow_pickle=False))
-        where = other_machine(recorded_on[number], machine) if number < len(recorded_on) else other
-        yield _compared(update, "representations", f"representations of {name} made again", difference, where)
-    record = remaking.remake_weights(members, names, made, weighting)
+    if lineage.moments and not lineage.previous:
+        record = remaking_moments.remake_first_weights(members, names)
+    else:
+        weighting = WeightingSettings.model_validate(lineage.settings["weighting"])
+        settings = RepresentationSettings.model_validate(lineage.settings["representations"])
+        made = remaking.remake_representations(members, prompts, settings, weighting.granularity == "module")
+        recorded_on = [entry.machine for entry in lineage.representations or []]
+        for number, (name, found) in enumerate(zip(names, made, strict=True)):
+            file = update.folder / "representations" / str(number) / "representations.npy"
+            difference = remaking.array_difference(found, np.load(file, allow_pickle=False))
+            where = other_machine(recorded_on[number], machine) if number < len(recorded_on) else other
+            yield _compared(update, "representations", f"representations of {name} made again", difference, where)
+        record = remaking.remake_weights(members, names, made, weighting)
     recorded = remaking.read_weights(update.folder / "weights.json")
     yield _compared(update, "weights", "weights made again", remaking.weights_difference(record, recorded), other)
-    with TemporaryDirectory(dir=work) as out:
-        remaking.remake_model(members, record, Path(out))
-        difference = remaking.model_difference(Path(out), update.model)
-        shards = sorted(Path(out).glob("*.safetensors"))
-        same = all(file_sha256(file) == file_sha256(update.model / file.name) for file in shards)
-        if difference.absolute == 0 and not same:
-            difference = remaking.Difference(absolute=float("inf"), relative=float("inf"), where="the files' headers")
-        yield _compared(update, "merged", "merged model made again", difference, other)
+    return record
+
+
+def _model_compared(update: Fetched, made: Path, other: str | None) -> Link:
+    from recall import remaking
+
+    difference = remaking.model_difference(made, update.model)
+    same = all(file_sha256(file) == file_sha256(update.model / file.name) for file in made.glob("*.safetensors"))
+    if difference.absolute == 0 and not same:
+        difference = remaking.Difference(absolute=float("inf"), relative=float("inf"), where="the files' headers")
+    return _compared(update, "merged", "merged model made again", difference, other)
 
 
 def _compared(update: Fetched, node: str, name: str, difference: Difference, other: str | None) -> Link:

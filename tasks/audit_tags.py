@@ -49,6 +49,7 @@ def _expected(lineage: Lineage) -> dict[str, str | None]:
         "recall.git_commit": lineage.git_commit or "none",
         "recall.draft": str(bool(lineage.draft_because)).lower(),
         "recall.learning_task": lineage.learning_task,
+        "recall.merge": lineage.merge,
         "recall.settings_sha256": digest(lineage.settings),
         "recall.base_dvc_hash": lineage.base_model.dvc_hash,
         "recall.expert_fingerprint": lineage.expert.fingerprint,

@@ -50,7 +50,7 @@ def _last_layer(
 ) -> np.ndarray:
     from recall.representations import represent
 
-    return represent(
+    hidden_LPE = represent(
         model,
         tokenizer,
         prompts,
@@ -58,7 +58,9 @@ def _last_layer(
         max_tokens=settings.max_tokens,
         last_layer_only=True,
         what=f"cluster {job.label}",
-    )[0]
+    )
+    last_PE: np.ndarray = hidden_LPE[0]
+    return last_PE
 
 
 def _candidates(

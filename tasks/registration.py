@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from recall.lineage import Lineage, RegisteredUpdate, sha256
+from recall.merge_settings import MOMENTS_FILE
 from recall.progress import console
 from tasks import registry
 from tasks.records import UpdateRecord
@@ -76,6 +77,9 @@ def _log_files(run_id: str, record: UpdateRecord, lineage: Lineage) -> None:
     registry.client().log_artifacts(run_id, str(models.expert.path), "expert")
     if models.samples:
         registry.client().log_artifact(run_id, str(models.samples.path / "samples.jsonl"))
+    if models.moments:
+        # The next update needs those of every expert, perhaps on a machine whose store has none.
+        registry.client().log_artifact(run_id, str(models.moments.path / MOMENTS_FILE), "moments")
     for number, representations in enumerate(models.representations):
         registry.client().log_artifact(
             run_id, str(representations.path / "representations.npy"), f"representations/{number}"

@@ -98,6 +98,12 @@ def test_a_pool_in_which_the_newest_can_have_but_little():
     assert cautions(with_update(2, merge=merge(1, models=3))) == []
 
 
+def test_by_moments_a_weight_is_no_share_of_the_model():
+    result = with_update(2, merge=merge(1, models=6))
+    settings = result.settings | {"update": {"merge": "recall_moments"}}
+    assert cautions(result.model_copy(update={"settings": settings})) == []
+
+
 def test_a_stream_that_did_harm():
     result = sample_result()
     matrix = result.methods["recall"]

@@ -169,6 +169,7 @@ def test_the_stream_s_scores_are_those_of_a_run_and_share_its_models(compared):
         (["--vary", "weighting.temperature=0"], "weighting.temperature"),
         (["--vary", "sampling.seed=1"], "--vary sampling.seed cannot be varied (that is what --seeds sets)"),
         (["--vary", "merging.scale=1"], "--vary merging.scale cannot be varied (RECALL reads update"),
+        (["--vary", "update.merge=recall_moments"], "cannot be varied (--method recall_moments is the other merge)"),
         (["--vary", "sampling.clusters=3,99"], "fewer than sampling.clusters (99)"),
         (["--vary", "update.pool=all", "--setting", "single"], "has a meaning in --setting stream alone"),
         (["--results", "data"], "data cannot be written; name another file with --results"),
@@ -202,6 +203,12 @@ def test_a_seed_reaches_training_sampling_and_merging(compared):
     found = Case("independent", 3, 0, ("reviews", "names"), ()).settings(settings, "recall")
     assert (found.finetuning.seed, found.sampling.seed, found.merging.seed) == (3, 3, 3)
     assert (found.update.start_from, found.stream.learning_tasks) == ("base", ["reviews", "names"])
+
+
+def test_recall_is_the_paper_s_merge_whatever_a_run_merges_by(compared):
+    settings = load_settings(compared.folder / "params.yaml", overrides=["update.merge=recall_moments"])
+    for setting in ("stream", "independent"):
+        assert Case(setting, 0, 0, ("names", "reviews"), ()).settings(settings, "recall").update.merge == "recall"
 
 
 def test_tables_and_plots_come_out_of_the_results_the_same_every_time(compared, results_page, tmp_path):

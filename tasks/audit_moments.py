@@ -1,0 +1,65 @@
+"""Level `merge` where a merge goes by moments: those of earlier experts out of MLflow, the expert's own made again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from recall.errors import Failed
+from recall.merge_settings import MOMENTS_FILE, MergingSettings
+from recall.settings import RepresentationSettings
+from tasks.audit_fetch import Fetched, run_part
+from tasks.audit_source import Registered
+from tasks.refs import file_sha256
+
+if TYPE_CHECKING:
+    from recall.checkpoints import Checkpoint
+    from recall.remaking import Difference
+    from recall.results import MergeWeights
+
+
+def earlier_moments(chain: Sequence[Registered], update: Registered, work: Path) -> dict[str, Path]:
+    """By fingerprint the files that an update's merge went by, but for its own expert's.
+
+    What had to be copied lies in `work`.
+
+    Raises:
+        Failed: no update of the chain made some of them.
+        OutOfReach: MLflow's artifacts cannot be reached.
+    """
+    made = {other.lineage.moments.fingerprint: other for other in chain if other.lineage.moments}
+    found = {}
+    for name in [one for entry in update.lineage.pool or [] for one in entry.moments]:
+        if name not in made:
+            raise Failed(f"no update of the chain made the moments with fingerprint {name[:12]}")
+        if made[name] is not update:
+            found[name] = run_part(made[name], "moments", work / f"moments-{made[name].position}") / MOMENTS_FILE
+    return found
+
+
+def moments_again(update: Fetched, expert: Checkpoint, prompts: list[str], folder: Path) -> Difference:
+    """Make the expert's moments again in `folder`; returns how far they are from those that MLflow has."""
+    from recall.remaking import Difference, model_difference
+    from recall.remaking_moments import remake_moments
+
+    settings = update.lineage.settings
+    reads = RepresentationSettings.model_validate(settings["representations"])
+    rank = MergingSettings.model_validate(settings["merging"]).moments_rank
+    remake_moments(expert, prompts, reads, rank, folder / MOMENTS_FILE)
+    recorded = update.folder / "moments"
+    difference = model_difference(folder, recorded)
+    if difference.absolute == 0 and file_sha256(folder / MOMENTS_FILE) != file_sha256(recorded / MOMENTS_FILE):
+        return Difference(absolute=float("inf"), relative=float("inf"), where="the file's header")
+    return difference
+
+
+def model_again(
+    update: Fetched, members: list[Checkpoint], record: MergeWeights, files: dict[str, Path], out: Path
+) -> None:
+    """The merge by moments again; `files` has those of every expert by fingerprint."""
+    from recall.remaking_moments import remake_by_moments
+
+    groups = [[files[name] for name in entry.moments] for entry in update.lineage.pool or []]
+    settings = MergingSettings.model_validate(update.lineage.settings["merging"])
+    remake_by_moments(members, record, groups, settings, out)

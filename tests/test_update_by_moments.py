@@ -1,0 +1,261 @@
+"""`update.merge: recall_moments`: updates make the baseline's models, register them, go on from MLflow, are audited."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from audited_project import Snapshot, artifact, audit, by_status, flip_a_bit, only_fault, use, with_code
+from sample_result import sample_result
+
+from flows.preflight import Inputs
+from flows.stream_state import Stream
+from recall.errors import BadInput
+from recall.lineage import read_lineage
+from recall.load_settings import load_settings
+from recall.report import render
+from recall.results import MergeWeights
+from recall.verdict import verdict
+from tasks import registry
+from tasks.refs import CheckpointRef, digest, file_sha256
+from tasks.store import Store
+
+ROOT = Path(__file__).parent.parent
+MOMENTS = "moments/moments.safetensors"
+THREE = ("--set", "stream.learning_tasks=[names, reviews, countries]")
+
+
+@pytest.fixture(scope="module")
+def finished(new_project, tmp_path_factory):
+    """Two updates that merge by moments, with no baseline."""
+    project = new_project("by_moments")
+    project.params(lambda values: values.update(update={"merge": "recall_moments"}))
+    with_code(project)
+    project.snapshot = Snapshot(project.folder, tmp_path_factory.mktemp("safe"))
+    return project
+
+
+@pytest.fixture
+def project(finished, monkeypatch):
+    """The finished project, as it was, with this process in it."""
+    use(finished.folder, monkeypatch)
+    yield finished
+    finished.snapshot.restore()
+
+
+@pytest.fixture(scope="module")
+def reference(finished, tmp_path_factory):
+    """The weights that the baseline comes to beside the paper's merge, undisturbed and in a store of its own."""
+    store = tmp_path_factory.mktemp("reference")
+    settings = (f"store={store}", "stream.name=reference", "update.merge=recall", "baselines=[recall_moments]")
+    finished.run(*THREE, *(word for setting in settings for word in ("--set", setting)))
+    found = {}
+    for file in finished.folder.glob("mlartifacts/**/update.json"):
+        record = json.loads(file.read_text())
+        if "recall_moments" in record["models"]:
+            ref = record["models"]["recall_moments"]["current"]
+            found[record["position"]] = file_sha256(store / ref["kind"] / ref["fingerprint"] / "model.safetensors")
+    return [found[position] for position in (1, 2, 3)]
+
+
+def weights(version):
+    return registry.version("tiny", str(version)).tags[registry.SHA256]
+
+
+def models(project, version):
+    return json.loads(artifact(project, version, "update.json").read_text())["models"]["recall"]
+
+
+@pytest.mark.slow
+def test_an_update_registers_the_very_model_that_the_baseline_makes(project, reference):
+    assert [weights(1), weights(2)] == reference[:2]
+
+
+def test_the_first_update_keeps_its_expert_whole_and_the_next_weighs_moments_by_similarity(project):
+    first, second = models(project, 1), models(project, 2)
+    assert not first["representations"]
+    kept = MergeWeights.model_validate_json(artifact(project, 1, "weights.json").read_text())
+    assert (kept.similarities, {tuple(row) for row in kept.weights}) == ([], {(0.0, 1.0)})
+    inputs = Store(root=project.folder / ".store").manifest("merged", second["current"]["fingerprint"])["inputs"]
+    assert inputs["moments"] == [[first["moments"]["fingerprint"]], [second["moments"]["fingerprint"]]]
+    assert inputs["weights"] == second["weights"]["fingerprint"]
+    assert all(
+        0 < row[0] <= 0.5 <= row[1] for row in json.loads(artifact(project, 2, "weights.json").read_text())["weights"]
+    )
+
+
+def test_a_second_run_does_nothing_and_all_that_people_read_names_the_merge(project):
+    made = {kind: project.artifacts(kind) for kind in ("experts", "moments", "merged", "scores")}
+    result = project.run()
+    assert [update["reused"] for update in result["updates"]] == [True, True]
+    assert {kind: project.artifacts(kind) for kind in made} == made
+    assert "moments" in result["updates"][0]["seconds"]
+    assert result["methods"].keys() == {"recall"}
+    assert result["verdict"].startswith("Over the learning tasks seen RECALL with moments reaches")
+    report = (project.folder / "reports" / "report.html").read_text()
+    assert "<b>RECALL with moments</b>" in report
+    rows = list(csv.DictReader((project.folder / "reports" / "plots" / "weights.csv").open()))
+    assert {row["similarity"] == "" for row in rows if row["update"] == "1"} == {True}
+    assert {row["similarity"] == "" for row in rows if row["update"] == "2"} == {False}
+
+
+@pytest.mark.slow
+def test_a_machine_without_the_store_goes_on_with_the_moments_of_every_earlier_expert(project, reference):
+    shutil.rmtree(project.folder / ".store")
+    grown = project.run(*THREE)
+    assert [update["reused"] for update in grown["updates"]] == [True, True, False]
+    assert weights(3) == reference[2], "as if nothing had happened"
+    store = Store(root=project.folder / ".store")
+    origins = {store.manifest("moments", name).get("restored_from", "")[-8:] for name in project.artifacts("moments")}
+    assert origins == {"/moments", ""}
+    assert len(project.artifacts("moments")) == 3
+
+
+def test_moments_that_are_not_those_that_were_registered_end_the_run_in_a_sentence(project):
+    shutil.rmtree(project.folder / ".store")
+    flip_a_bit(artifact(project, 1, MOMENTS))
+    done = project.recall("run", *THREE, expect=1)
+    assert "version 1 of tiny: MLflow holds other files than were registered" in " ".join(done.stderr.split())
+
+
+def test_every_merge_is_made_again_bit_for_bit_and_so_are_the_moments(project):
+    report = audit("--level", "merge")
+    assert not by_status(report, "failed")
+    assert {link["name"] for link in by_status(report, "unknown")} == {"signature"}
+    again = {(link["update"], link["name"].removesuffix(" made again")): link["found"] for link in report["links"]
+             if link["name"].endswith("made again")}  # fmt: skip
+    whole = ["weights", "moments", "merged model"]
+    assert again.keys() == {
+        *((1, name) for name in whole),
+        *((2, name) for name in ["representations of current", "representations of reviews", *whole]),
+    }
+    assert set(again.values()) == {"bit-identical"}
+    found = {(link["update"], link["name"]): link["found"] for link in report["links"]}
+    assert found[1, MOMENTS] == found[2, MOMENTS] == "the same in MLflow and the store"
+    page = (project.folder / "reports" / "audits" / "tiny-2" / "audit.html").read_text()
+    assert page.count("<rect") == 1 + 2 * 8
+    assert "with moments" in (project.folder / "reports" / "audits" / "tiny-2" / "model_card.md").read_text()
+
+
+def test_a_tampered_moments_file_is_named(project):
+    flip_a_bit(artifact(project, 1, MOMENTS))
+    update, name, found = only_fault(audit(expect=1))
+    assert (update, name) == (1, MOMENTS)
+    assert "in MLflow SHA-256" in found
+    faults = {(link["update"], link["name"]) for link in by_status(audit("--level", "merge", expect=1), "failed")}
+    assert {(1, MOMENTS), (1, "moments made again")} <= faults
+    artifact(project, 1, MOMENTS).unlink()
+    faults = {(link["update"], link["name"]): link["found"] for link in by_status(audit(expect=1), "failed")}
+    assert faults == {(1, MOMENTS): "MLflow does not have it"}
+
+
+def test_the_lineage_says_how_the_merge_was_made_and_by_which_moments(project):
+    first, second = (read_lineage(artifact(project, number, "lineage.json").read_text(), "it") for number in (1, 2))
+    assert first.merge == second.merge == registry.version("tiny", "2").tags["recall.merge"] == "recall_moments"
+    assert second.moments.files["moments.safetensors"].sha256 == file_sha256(artifact(project, 2, MOMENTS))
+    assert [entry.moments for entry in first.pool] == [(), ()]
+    assert [entry.moments for entry in second.pool] == [(first.moments.fingerprint,), (second.moments.fingerprint,)]
+    assert second.settings["update"]["merge"] == "recall_moments", "what level full retrains by"
+
+
+def test_lineages_older_than_the_setting_are_those_of_the_paper_s_merge(audited):
+    """As an earlier release wrote them: nothing of moments, and no word on how the merge was made."""
+    sha256 = None
+    for number in (1, 2):
+        file = artifact(audited, number, "lineage.json")
+        values = json.loads(file.read_text())
+        assert (values.pop("merge"), values.pop("moments")) == ("recall", None)
+        assert [entry.pop("moments") for entry in values["pool"]] == [[], []]
+        if values["previous"]:
+            values["previous"]["lineage_sha256"] = sha256
+        file.write_text(json.dumps(values, indent=1, sort_keys=True))
+        sha256 = file_sha256(file)
+        registry.client().set_model_version_tag("tiny", str(number), registry.LINEAGE, sha256)
+        registry.client().delete_model_version_tag("tiny", str(number), "recall.merge")
+    report = audit("--level", "merge")
+    assert not by_status(report, "failed")
+    assert {link["name"] for link in by_status(report, "unknown")} == {"signature"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    ["{start_from: base}", "{pool: all}"],
+)
+def test_where_every_expert_is_merged_the_base_takes_no_part(project, options):
+    values = yaml.safe_load(options) | {"merge": "recall_moments"}
+    pairs = [f"update.{name}={value}" for name, value in values.items()]
+    project.run(*(word for pair in [*pairs, "merging.moments_rank=4"] for word in ("--set", pair)))
+    lineage = read_lineage(artifact(project, 4, "lineage.json").read_text(), "it")
+    assert [entry.name for entry in lineage.pool] == ["names", "reviews"]
+    assert [len(entry.moments) for entry in lineage.pool] == [1, 1]
+    report = audit("--level", "merge", version=4)
+    assert not by_status(report, "failed")
+
+
+def stream_with(*overrides):
+    """The stream of the shipped settings, with others laid over them."""
+    settings = load_settings(ROOT / "params.yaml", overrides=list(overrides))
+    names = settings.learning_tasks
+    base = CheckpointRef(kind="base_model", fingerprint="base", sha256="", path=Path("base"))
+    return Stream(settings, Inputs("base", dict(zip(names, names, strict=True)), None, ()), Store(root=Path()), base)
+
+
+def test_what_the_merge_reads_makes_new_versions_and_of_the_paper_s_merge_none():
+    ours = "update.merge=recall_moments"
+    plain = stream_with().model_key(1)
+    assert stream_with("merging.shrink=0.5", "merging.moments_rank=8").model_key(1) == plain
+    found = [
+        stream_with(ours),
+        stream_with(ours, "merging.shrink=0.5"),
+        stream_with(ours, "merging.moments_rank=8"),
+        stream_with(),
+    ]
+    assert len({stream.model_key(1) for stream in found}) == 4
+    assert stream_with(ours, "merging.density=0.5").key(1) == stream_with(ours).key(1)
+
+
+def test_streams_older_than_the_setting_keep_their_keys():
+    stream = stream_with()
+    own = stream.settings
+    reads = {"update": {"start_from": "merged", "pool": "current"}, "finetuning": own.finetuning.plain.model_dump()}
+    reads |= {name: getattr(own, name).model_dump() for name in ("sampling", "representations", "weighting")}
+    task = {"name": "names_en_fr", "dvc_hash": "names_en_fr", "kind": "translation", "metric": "chrf", "labels": None}
+    expected = {"base_model": "base", "learning_tasks": [task], "settings": reads}
+    assert stream.model_key(1) == digest(expected)
+
+
+@pytest.mark.slow
+def test_a_changed_shrink_makes_new_versions(project):
+    result = project.run("--set", "merging.shrink=0.5")
+    assert [update["reused"] for update in result["updates"]] == [False, False]
+    assert result["version"] == "4"
+    assert weights(3) == weights(1), "the first update has nothing to shrink"
+    assert weights(4) != weights(2)
+
+
+def test_the_same_method_twice_is_refused_in_one_sentence(project):
+    done = project.recall("run", "--set", "baselines=[recall_moments]", expect=2)
+    (sentence,) = [line for line in done.stderr.splitlines() if line.startswith("recall: ")]
+    assert "baselines names recall_moments, which is the update's own method by update.merge" in done.stderr
+    assert sentence
+    with pytest.raises(BadInput, match=r"update\.merge.*recall_moments.*found 'ours'"):
+        load_settings(ROOT / "params.yaml", overrides=["update.merge=ours"])
+
+
+def test_table_verdict_and_report_of_a_result_say_which_merge_it_was():
+    result = sample_result()
+    first = result.updates[0]
+    kept = first.merge.model_copy(update={"weights": [[0.0, 1.0]] * 31, "similarities": [], "sigma": []})
+    changed = {
+        "settings": result.settings | {"update": {"merge": "recall_moments"}},
+        "updates": [first.model_copy(update={"merge": kept}), *result.updates[1:]],
+    }
+    ours = result.model_copy(update=changed)
+    assert verdict(ours) == verdict(result).replace("RECALL", "RECALL with moments")
+    page = render(ours)
+    assert page.count("RECALL with moments") > 5
+    assert page.count('aria-label="Update 1: reviews"') == 0, "nothing was compared"
+    assert page.count('aria-label="Update 2: names_fr"') == 1
