@@ -30,9 +30,9 @@ def learn_baseline(stream: Stream, method: str, past: list[Models], data_sets: d
         if method == "ewc":
             return models.model_copy(update={"fisher": consolidate(stream, label, models.current, train, past)})
         return models
-    pool, names = merge_pool(stream, past, expert)
     if method in BY_MOMENTS:
         return by_moments(stream, method, label, past, expert, train)
+    pool, names = merge_pool(stream, past, expert)
     if method == "lm_cocktail":
         samples = typical(stream, label, expert, train)
         weights = weigh_by_loss(

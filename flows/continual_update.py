@@ -16,7 +16,7 @@ from flows.lineage import lineage_of, version_tags
 from flows.moments import by_moments
 from flows.orphans import untagged_tasks
 from flows.outputs import outcome, publish_outputs
-from flows.pools import heldout, merge_pool, represent_pool
+from flows.pools import merge_pool, represent_pool, typical
 from flows.preflight import check_inputs
 from flows.stream_state import (
     Stream,
@@ -30,7 +30,6 @@ from flows.training import train_ahead, training
 from recall.load_settings import load_settings
 from recall.progress import console
 from tasks import registry
-from tasks.cluster import cluster
 from tasks.evaluate import evaluate
 from tasks.finetune import finetune
 from tasks.merge import merge
@@ -155,7 +154,7 @@ def learn(stream: Stream, past: list[Models], data_sets: dict[str, DatasetRef]) 
     if settings.update.merge == "recall_moments":
         return by_moments(stream, "recall_moments", label, past, expert, train)
     pool, names = merge_pool(stream, past, expert)
-    samples = cluster(store, label, expert=expert, train=train, settings=settings.sampling, **heldout(stream))
+    samples = typical(stream, label, expert, train)
     representations = represent_pool(stream, label, pool, names, samples)
     weights = weigh(store, label, pool=pool, names=names, representations=representations, settings=settings.weighting)
     merged = merge(store, label, pool=pool, weights=weights)

@@ -41,9 +41,9 @@ def moments_pool(stream: Stream, past: list[Models], expert: FinetunedRef) -> tu
 
 def moments_groups(stream: Stream, past: list[Models], own: MomentsRef) -> list[list[MomentsRef]]:
     """Of each model of `moments_pool` the moments of the experts that it stands for; none in the first update."""
-    kept = [models.moments for models in past if models.moments]
     if not past:
         return [[], []]
+    kept = [models.moments for models in past if models.moments]
     return [[one] for one in [*kept, own]] if stream.settings.update.pool_has_experts else [kept, [own]]
 
 

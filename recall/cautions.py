@@ -25,22 +25,24 @@ def cautions(result: StreamResult) -> list[str]:
     Raises:
         BadInput: a score that the check needs is missing.
     """
-    fixed_sigma = _sigma(result) != "median"
+    fixed_sigma = _set_to(result, "weighting", "sigma") not in (None, "median")
+    similarity = _set_to(result, "weighting", "similarity")
     found = []
     for number, update in enumerate(result.updates, start=1):
         signs = [
             *_of_scores(result, number),
-            *_of_clusters(update.cluster_sizes),
-            *_of_similarities(update.merge, fixed_sigma),
+            *(_of_clusters(update.cluster_sizes) if _set_to(result, "sampling", "choice") != "farthest" else []),
+            *(_of_similarities(update.merge, fixed_sigma) if similarity != "depth" else []),
             *(_of_pool(update.merge) if result.merged_by == "recall" else []),
         ]
         found += [f"update {number}, {update.learning_task}: {sign}" for sign in signs]
     return found + _of_the_end(result)
 
 
-def _sigma(result: StreamResult) -> object:
-    weighting = result.settings.get("weighting")
-    return weighting.get("sigma", "median") if isinstance(weighting, dict) else "median"
+def _set_to(result: StreamResult, section: str, name: str) -> object:
+    """A setting of the run; None where it has its default or is not recorded."""
+    values = result.settings.get(section)
+    return values.get(name) if isinstance(values, dict) else None
 
 
 def _of_scores(result: StreamResult, number: int) -> list[str]:

@@ -10,7 +10,9 @@ BOX = (132.0, 44.0)
 STEP = (154.0, 92.0)
 MARGIN = 12.0
 NODES = ("data", "expert", "samples", "representations", "weights", "merged", "scores")
-BY_MOMENTS = ("data", "expert", "samples", "moments", "representations", "weights", "merged", "scores")
+BY_MOMENTS = ("data", "expert", "samples", "representations", "weights", "moments", "merged", "scores")
+# A first update by moments compares nothing, a weighted sum has no moments: where there is no link, no box.
+NOT_IN_ALL = ("representations", "moments")
 LONGEST = 18
 
 
@@ -51,13 +53,18 @@ def draw_lineage(report: AuditReport) -> Drawing:
             "representations": " and ".join(update.pool),
             "merged": f"version {update.version}",
         }
+        known = {link.node for link in report.links if link.update == update.position}
+        before = 0.0
         for column, node in enumerate(nodes):
+            if nodes is BY_MOMENTS and node in NOT_IN_ALL and node not in known:
+                continue
             x = MARGIN + column * STEP[0]
             title = f"{update.position}. {node}" if node == "data" else node
             boxes.append(_box(report, update.position, node, x, y, title, texts.get(node, "")))
             if column:
                 middle = y + BOX[1] / 2
-                arrows.append(f"M{x - STEP[0] + BOX[0]:g} {middle:g}H{x - 3:g}")
+                arrows.append(f"M{before + BOX[0]:g} {middle:g}H{x - 3:g}")
+            before = x
         down = left + BOX[0] / 2
         arrows.append(f"M{down:g} {y - STEP[1] + BOX[1]:g}V{y - 3:g}")
         # The newest expert is trained from the model before, too.

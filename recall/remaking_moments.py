@@ -12,7 +12,8 @@ from recall.checkpoints import Checkpoint
 from recall.loaded_models import loaded
 from recall.merge_settings import MergingSettings
 from recall.methods import merge_with
-from recall.moments import second_moments
+from recall.moments import read_moments, second_moments
+from recall.remaking import Difference, array_difference
 from recall.results import MergeWeights
 from recall.settings import RepresentationSettings
 from recall.structure import checkpoint_layers
@@ -33,6 +34,23 @@ def remake_moments(
             what="moments again",
         )
     found.save(file, rank)
+
+
+def moments_difference(found: Path, expected: Path) -> Difference:
+    """Between two files of moments, matrix by matrix, as a merge reads them.
+
+    Factors of low rank may be turned on another machine, where eigenvectors have other signs, and mean the same.
+    """
+    one, other = read_moments(found), read_moments(expected)
+    if (one.shared, one.transposed, one.inputs, one.tokens) != (
+        other.shared, other.transposed, other.inputs, other.tokens,
+    ):  # fmt: skip
+        return Difference(absolute=np.inf, relative=np.inf, where="the maps or the tokens that they are of")
+    worst = Difference(absolute=0.0, relative=0.0)
+    for name in dict.fromkeys(one.shared.values()):
+        here = array_difference(one.matrix(name).numpy(), other.matrix(name).numpy())
+        worst = max(worst, here.model_copy(update={"where": name}), key=lambda difference: difference.relative)
+    return worst
 
 
 def remake_first_weights(members: Sequence[Checkpoint], names: list[str]) -> MergeWeights:

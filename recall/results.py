@@ -40,7 +40,8 @@ class MergeWeights(Frozen):
 class UpdateResult(Frozen):
     """One update: the expert's score on its own learning task, the merge, the registered version, seconds a stage.
 
-    `cluster_sizes`: how many prompts each typical sample stands for; empty in records made before they were kept.
+    `cluster_sizes`: how many prompts each typical sample stands for; empty where they were
+    chosen at random, and in old records.
     """
 
     learning_task: str

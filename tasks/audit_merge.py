@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from recall.audit_verdicts import Link
 from recall.errors import Failed
 from recall.learning_tasks import json_lines
+from recall.lineage import ArtifactEntry
 from recall.merge_settings import MOMENTS_FILE
 from recall.settings import RepresentationSettings, WeightingSettings
 from tasks.audit_fetch import Fetched, fetched
@@ -111,7 +112,8 @@ def _made_again(update: Fetched, members: list[Checkpoint], moments: dict[str, P
             model_again(update, members, record, moments, Path(made))
         else:
             remake_model(members, record, Path(made))
-        yield _model_compared(update, Path(made), other_machine(lineage.merged.machine, machine))
+        entries = [lineage.merged, *(lineage.representations or []), *([lineage.moments] if lineage.moments else [])]
+        yield _model_compared(update, Path(made), _other_of(entries, machine))
 
 
 def _weights_again(
@@ -139,8 +141,14 @@ def _weights_again(
             yield _compared(update, "representations", f"representations of {name} made again", difference, where)
         record = remaking.remake_weights(members, names, made, weighting)
     recorded = remaking.read_weights(update.folder / "weights.json")
+    other = _other_of([lineage.merged, *(lineage.representations or [])], machine)
     yield _compared(update, "weights", "weights made again", remaking.weights_difference(record, recorded), other)
     return record
+
+
+def _other_of(entries: Sequence[ArtifactEntry], machine: dict[str, Any]) -> str | None:
+    """As `other_machine`, of what was made from all of `entries`, one of which another machine may have made."""
+    return next((found for entry in entries if (found := other_machine(entry.machine, machine))), None)
 
 
 def _model_compared(update: Fetched, made: Path, other: str | None) -> Link:

@@ -11,7 +11,6 @@ from recall.merge_settings import MOMENTS_FILE, MergingSettings
 from recall.settings import RepresentationSettings
 from tasks.audit_fetch import Fetched, run_part
 from tasks.audit_source import Registered
-from tasks.refs import file_sha256
 
 if TYPE_CHECKING:
     from recall.checkpoints import Checkpoint
@@ -34,24 +33,22 @@ def earlier_moments(chain: Sequence[Registered], update: Registered, work: Path)
         if name not in made:
             raise Failed(f"no update of the chain made the moments with fingerprint {name[:12]}")
         if made[name] is not update:
-            found[name] = run_part(made[name], "moments", work / f"moments-{made[name].position}") / MOMENTS_FILE
+            file = run_part(made[name], "moments", work / f"moments-{made[name].position}") / MOMENTS_FILE
+            if not file.is_file():
+                raise Failed(f"MLflow does not have the moments of update {made[name].position}")
+            found[name] = file
     return found
 
 
 def moments_again(update: Fetched, expert: Checkpoint, prompts: list[str], folder: Path) -> Difference:
     """Make the expert's moments again in `folder`; returns how far they are from those that MLflow has."""
-    from recall.remaking import Difference, model_difference
-    from recall.remaking_moments import remake_moments
+    from recall.remaking_moments import moments_difference, remake_moments
 
     settings = update.lineage.settings
     reads = RepresentationSettings.model_validate(settings["representations"])
     rank = MergingSettings.model_validate(settings["merging"]).moments_rank
     remake_moments(expert, prompts, reads, rank, folder / MOMENTS_FILE)
-    recorded = update.folder / "moments"
-    difference = model_difference(folder, recorded)
-    if difference.absolute == 0 and file_sha256(folder / MOMENTS_FILE) != file_sha256(recorded / MOMENTS_FILE):
-        return Difference(absolute=float("inf"), relative=float("inf"), where="the file's header")
-    return difference
+    return moments_difference(folder / MOMENTS_FILE, update.folder / "moments" / MOMENTS_FILE)
 
 
 def model_again(

@@ -30,6 +30,7 @@ def check_tags(update: Registered) -> Iterator[Link]:
     expected = _expected(lineage) | {"recall.position": str(update.position)}
     if lineage.format > 1:
         expected[registry.LINEAGE] = lineage_sha256
+    wrong += _contradictions(lineage)
     wrong += [
         f"{tag} {update.tags.get(tag, 'missing')} (lineage: {value})"
         for tag, value in expected.items()
@@ -37,6 +38,17 @@ def check_tags(update: Registered) -> Iterator[Link]:
     ]
     status: Status = "failed" if wrong else "ok"
     yield update.link("lineage", name, status, f"what {whose} says", "; ".join(wrong) or "the same")
+
+
+def _contradictions(lineage: Lineage) -> list[str]:
+    """What a lineage says of its merge must be what its settings say, and by moments every model must name its own."""
+    if lineage.merge is None:
+        return []
+    set_to = (lineage.settings.get("update") or {}).get("merge", "recall")
+    wrong = [] if set_to == lineage.merge else [f"merge {lineage.merge} (settings: {set_to})"]
+    if lineage.merge == "recall_moments" and lineage.previous:
+        wrong += [f"no moments of {entry.name} in the pool" for entry in lineage.pool or [] if not entry.moments]
+    return wrong
 
 
 def _expected(lineage: Lineage) -> dict[str, str | None]:

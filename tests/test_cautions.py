@@ -91,6 +91,16 @@ def test_models_far_apart_where_they_are_deep():
     assert "mean similarity 0.15 of the nearest" in said
 
 
+def test_similarities_that_nobody_measured_and_samples_from_the_edge_are_no_signs():
+    by_depth = with_sigma("median", [[1.0, 1.0], [0.67, 1.0], [0.1, 1.0], [0.0, 1.0]])
+    assert len(cautions(by_depth)) == 1
+    by_depth.settings["weighting"]["similarity"] = "depth"
+    assert cautions(by_depth) == []
+    lone = with_update(2, cluster_sizes=[1, 1, 30, 28])
+    assert len(cautions(lone)) == 1
+    assert cautions(lone.model_copy(update={"settings": {"sampling": {"choice": "farthest"}}})) == []
+
+
 def test_a_pool_in_which_the_newest_can_have_but_little():
     (said,) = cautions(with_update(2, merge=merge(1, models=6)))
     most = max(row[-1] for row in merge(1, models=6).weights)

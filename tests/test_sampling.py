@@ -1,10 +1,20 @@
 """Typical samples: the nearest sample to each K-means centroid, no two the same (docs/method.md, step 2)."""
 
+import json
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
 
+from recall.checkpoints import Checkpoint
 from recall.errors import BadInput
+from recall.loaded_models import loaded
+from recall.representations import represent
 from recall.sampling import farthest_samples, random_samples, typical_samples
+from recall.settings import SamplingSettings
+from tasks.cluster import cluster
+from tasks.stage import Job
 
 
 def blobs(*centres, size=10):
@@ -68,3 +78,26 @@ def test_random_samples_are_any_and_the_same_for_the_same_seed():
     counts = np.bincount(drawn, minlength=10)
     assert (abs(counts - 60) < 30).all(), "each as often as the others, within 4.6 standard deviations"
     assert random_samples(10, 3, seed=7) == random_samples(10, 3, seed=7)
+
+
+@pytest.mark.parametrize("choice", ["kmeans", "farthest", "random"])
+def test_the_stage_chooses_as_the_settings_say(tiny_model_folder, tmp_path, choice):
+    model = Checkpoint(tiny_model_folder)
+    prompts = [f"{word} {number}" for number in range(6) for word in ("good", "bad", "a much longer prompt", "so")]
+    with loaded(model, torch.float32) as (network, tokenizer):
+        last_PE = represent(network, tokenizer, prompts, batch_size=16, max_tokens=64, last_layer_only=True)[0]
+    expected = {
+        "kmeans": typical_samples(last_PE, 5, seed=3),
+        "farthest": farthest_samples(last_PE, 5),
+        "random": random_samples(len(prompts), 5, seed=3),
+    }
+    assert len({tuple(found.indices) for found in expected.values()}) == 3
+    fields = cluster.body(
+        Job(out=tmp_path, work=tmp_path, label="it"),
+        expert=SimpleNamespace(checkpoint=lambda: model),
+        train=SimpleNamespace(read=lambda: [SimpleNamespace(prompt=prompt) for prompt in prompts]),
+        settings=SamplingSettings(choice=choice, clusters=5, seed=3),
+    )
+    chosen = [json.loads(line)["prompt"] for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert chosen == [prompts[index] for index in expected[choice].indices]
+    assert fields == {"count": 5, "cluster_sizes": expected[choice].cluster_sizes}

@@ -5,7 +5,9 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import yaml
 from audited_project import Snapshot, artifact, audit, by_status, flip_a_bit, only_fault, use, with_code
 from sample_result import sample_result
@@ -15,8 +17,10 @@ from flows.stream_state import Stream
 from recall.errors import BadInput
 from recall.lineage import read_lineage
 from recall.load_settings import load_settings
+from recall.remaking_moments import moments_difference
 from recall.report import render
 from recall.results import MergeWeights
+from recall.save_tensors import save_tensors
 from recall.verdict import verdict
 from tasks import registry
 from tasks.refs import CheckpointRef, digest, file_sha256
@@ -81,9 +85,10 @@ def test_the_first_update_keeps_its_expert_whole_and_the_next_weighs_moments_by_
     inputs = Store(root=project.folder / ".store").manifest("merged", second["current"]["fingerprint"])["inputs"]
     assert inputs["moments"] == [[first["moments"]["fingerprint"]], [second["moments"]["fingerprint"]]]
     assert inputs["weights"] == second["weights"]["fingerprint"]
-    assert all(
-        0 < row[0] <= 0.5 <= row[1] for row in json.loads(artifact(project, 2, "weights.json").read_text())["weights"]
-    )
+    weighed = MergeWeights.model_validate_json(artifact(project, 2, "weights.json").read_text())
+    alike = np.array(weighed.similarities)
+    assert alike[-1, 0] < 1
+    np.testing.assert_allclose(weighed.weights, np.exp(alike) / np.exp(alike).sum(axis=1, keepdims=True))
 
 
 def test_a_second_run_does_nothing_and_all_that_people_read_names_the_merge(project):
@@ -135,7 +140,7 @@ def test_every_merge_is_made_again_bit_for_bit_and_so_are_the_moments(project):
     found = {(link["update"], link["name"]): link["found"] for link in report["links"]}
     assert found[1, MOMENTS] == found[2, MOMENTS] == "the same in MLflow and the store"
     page = (project.folder / "reports" / "audits" / "tiny-2" / "audit.html").read_text()
-    assert page.count("<rect") == 1 + 2 * 8
+    assert page.count("<rect") == 1 + 7 + 8, "the first update has no representations"
     assert "with moments" in (project.folder / "reports" / "audits" / "tiny-2" / "model_card.md").read_text()
 
 
@@ -149,6 +154,36 @@ def test_a_tampered_moments_file_is_named(project):
     artifact(project, 1, MOMENTS).unlink()
     faults = {(link["update"], link["name"]): link["found"] for link in by_status(audit(expect=1), "failed")}
     assert faults == {(1, MOMENTS): "MLflow does not have it"}
+    faults = {link["found"] for link in by_status(audit("--level", "merge", expect=1), "failed") if link["update"] == 2}
+    assert any("MLflow does not have the moments of update 1" in found for found in faults)
+
+
+def test_a_lineage_that_says_another_merge_than_its_settings_is_found(project):
+    file = artifact(project, 2, "lineage.json")
+    values = json.loads(file.read_text()) | {"merge": "recall"}
+    file.write_text(json.dumps(values, indent=1, sort_keys=True))
+    registry.client().set_model_version_tag("tiny", "2", registry.LINEAGE, file_sha256(file))
+    registry.client().set_model_version_tag("tiny", "2", "recall.merge", "recall")
+    faults = {link["name"]: link["found"] for link in by_status(audit(expect=1), "failed")}
+    assert faults["tags of version 2"] == "merge recall (settings: recall_moments)"
+
+
+def moments_file(path, factor):
+    """Of one map with 4 inputs, kept with rank 2."""
+    facts = {"shared": {"a.weight": "a.weight"}, "transposed": [], "inputs": {"a.weight": 4}, "tokens": 9}
+    tensors = {"a.weight.factor": factor, "a.weight.rest": torch.ones(4)}
+    save_tensors(tensors, path, metadata={"moments": json.dumps(facts)})
+    return path
+
+
+def test_low_rank_moments_are_compared_as_the_matrices_that_they_stand_for(tmp_path):
+    """Eigenvectors have another sign on another machine, which changes no merge."""
+    factor = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
+    recorded = moments_file(tmp_path / "recorded", factor)
+    turned = moments_file(tmp_path / "turned", factor * torch.tensor([-1.0, 1.0]))
+    assert moments_difference(turned, recorded).absolute < 1e-6
+    other = moments_difference(moments_file(tmp_path / "other", 2 * factor), recorded)
+    assert (other.where, other.relative > 0.5) == ("a.weight", True)
 
 
 def test_the_lineage_says_how_the_merge_was_made_and_by_which_moments(project):
@@ -217,6 +252,12 @@ def test_what_the_merge_reads_makes_new_versions_and_of_the_paper_s_merge_none()
     assert stream_with(ours, "merging.density=0.5").key(1) == stream_with(ours).key(1)
 
 
+def test_settings_that_came_later_reach_the_keys_where_they_differ_from_what_all_had_before():
+    keys = [stream_with(*change).model_key(1) for change in
+            ([], ["sampling.choice=random"], ["sampling.choice=farthest"], ["weighting.similarity=depth"])]  # fmt: skip
+    assert len(set(keys)) == 4
+
+
 def test_streams_older_than_the_setting_keep_their_keys():
     stream = stream_with()
     own = stream.settings
@@ -238,9 +279,8 @@ def test_a_changed_shrink_makes_new_versions(project):
 
 def test_the_same_method_twice_is_refused_in_one_sentence(project):
     done = project.recall("run", "--set", "baselines=[recall_moments]", expect=2)
-    (sentence,) = [line for line in done.stderr.splitlines() if line.startswith("recall: ")]
+    assert sum(line.startswith("recall: ") for line in done.stderr.splitlines()) == 1
     assert "baselines names recall_moments, which is the update's own method by update.merge" in done.stderr
-    assert sentence
     with pytest.raises(BadInput, match=r"update\.merge.*recall_moments.*found 'ours'"):
         load_settings(ROOT / "params.yaml", overrides=["update.merge=ours"])
 
