@@ -26,9 +26,14 @@ def finished_audited(new_project, tmp_path_factory):
 @pytest.fixture
 def audited(finished_audited, monkeypatch):
     """The finished project, as it was, with this process in it."""
-    use(finished_audited.folder, monkeypatch)
-    yield finished_audited
-    finished_audited.snapshot.restore()
+    yield from as_it_was(finished_audited, monkeypatch)
+
+
+def as_it_was(finished, monkeypatch):
+    """A finished project with this process in it, put back afterwards."""
+    use(finished.folder, monkeypatch)
+    yield finished
+    finished.snapshot.restore()
 
 
 def with_code(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from audited_project import Snapshot, artifact, audit, by_status, flip_a_bit, only_fault, use, with_code
+from audited_project import Snapshot, artifact, as_it_was, audit, by_status, flip_a_bit, only_fault, with_code
 from sample_result import sample_result
 
 from flows.preflight import Inputs
@@ -44,9 +44,7 @@ def finished(new_project, tmp_path_factory):
 @pytest.fixture
 def project(finished, monkeypatch):
     """The finished project, as it was, with this process in it."""
-    use(finished.folder, monkeypatch)
-    yield finished
-    finished.snapshot.restore()
+    yield from as_it_was(finished, monkeypatch)
 
 
 @pytest.fixture(scope="module")
