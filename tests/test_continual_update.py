@@ -290,6 +290,7 @@ def test_a_stream_may_shrink_again_and_its_unseen_tasks_change_without_a_new_ver
 def test_a_failure_in_a_stage_is_one_sentence(new_project):
     """A disk that is full when the expert is written: no traceback, exit code 1, and the next run goes on."""
     project = new_project("failing")
+    project.params(lambda values: values["stream"].update(learning_tasks=["names"], unseen=[]))
     script = Path(__file__).parent / "fill_disk.py"
     done = subprocess.run(
         [sys.executable, script, "run"], cwd=project.folder, env=project.environment, capture_output=True, text=True
