@@ -37,7 +37,7 @@ def load_settings(config: Path, profile: str | None = None, overrides: list[str]
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
-        raise BadInput(f"{config}: {_first_problem(error)}") from error
+        raise BadInput(f"{_where_given(error, overrides or []) or config}: {_first_problem(error)}") from error
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -60,6 +60,13 @@ def _overlay(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
         merged[key] = _overlay(merged[key], value) if both else value
     return merged
+
+
+def _where_given(error: ValidationError, overrides: list[str]) -> str:
+    """The last --set that gave the first problem's value; empty where a file did."""
+    where = ".".join(str(part) for part in error.errors()[0]["loc"])
+    own = [text for text in overrides if f"{where}.".startswith(f"{text.partition('=')[0]}.")]
+    return f"--set {own[-1]}" if own else ""
 
 
 def _first_problem(error: ValidationError) -> str:

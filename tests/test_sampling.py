@@ -94,7 +94,7 @@ def test_the_stage_chooses_as_the_settings_say(tiny_model_folder, tmp_path, choi
     assert len({tuple(found.indices) for found in expected.values()}) == 3
     fields = cluster.body(
         Job(out=tmp_path, work=tmp_path, label="it"),
-        expert=SimpleNamespace(checkpoint=lambda: model),
+        expert=None if choice == "random" else SimpleNamespace(checkpoint=lambda: model),  # no model is read in vain
         train=SimpleNamespace(read=lambda: [SimpleNamespace(prompt=prompt) for prompt in prompts]),
         settings=SamplingSettings(choice=choice, clusters=5, seed=3),
     )

@@ -167,6 +167,22 @@ def test_an_override_that_is_not_yaml_is_refused(tmp_path: Path) -> None:
         load(tmp_path, MINIMAL, overrides=["a=["])
 
 
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["weighting.sigma=0"], "--set weighting.sigma=0: weighting.sigma"),
+        (["sampling={clusters: many}"], "--set sampling={clusters: many}: sampling.clusters"),
+        (["sampling.clusters=0", "sampling.clusters=-1"], "--set sampling.clusters=-1: "),
+        (["sampling.clusters=5"], "params.yaml: epoch is no setting"),
+    ],
+)
+def test_a_mistake_is_laid_to_the_override_that_made_it(tmp_path: Path, overrides: list[str], words: str) -> None:
+    values = changed("epoch", 1) if "epoch" in words else MINIMAL
+    with pytest.raises(BadInput) as error:
+        load(tmp_path, values, overrides=overrides)
+    assert words in str(error.value)
+
+
 def test_a_file_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_bytes("stream: Größe".encode("latin-1"))
     with pytest.raises(BadInput, match="is not UTF-8"):
