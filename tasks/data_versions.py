@@ -12,6 +12,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -19,6 +20,9 @@ import yaml
 
 from recall.errors import BadInput, Failed
 from recall.prepare import TAKEN_IN, taken_in
+
+# What this code is, in its repository's root.
+CODE = ("flows", "tasks", "recall", "pyproject.toml", "constraints.txt")
 
 
 def main() -> int:
@@ -204,19 +208,22 @@ def _config(root: Path) -> configparser.ConfigParser:
     return config
 
 
-def git_commit(path: Path = Path()) -> tuple[str | None, bool]:
-    """(commit of the Git repository around `path` or None, is its tree clean?); files that Git ignores do not count."""
+def git_commit(path: Path = Path(), within: Sequence[str] = ()) -> tuple[str | None, bool]:
+    """(commit of the Git repository around `path` or None, is its tree clean?); files that Git ignores do not count.
+
+    `within`: files and folders in `path`; what else changed is then of no matter.
+    """
     commit = git(path, "rev-parse", "--verify", "--quiet", "HEAD")
-    changes = git(path, "status", "--porcelain")
+    changes = git(path, "status", "--porcelain", "--", *within)
     return (commit or None), changes == ""
 
 
 def code_commit() -> tuple[str | None, bool]:
-    """As `git_commit`, of the repository that this code lies in; (None, False) where Git does not track it."""
+    """As `git_commit`, of this code; (None, False) where Git does not track it."""
     here = Path(__file__)
     if git(here.parent, "ls-files", "--error-unmatch", here.name) is None:
         return None, False
-    return git_commit(here.parent)
+    return git_commit(here.parent.parent, within=CODE)
 
 
 def repository(path: Path) -> Path:

@@ -181,6 +181,22 @@ def test_git_commit_and_cleanliness(project: Path, tmp_path: Path) -> None:
     assert data_versions.git_commit(tmp_path) == (None, False)
 
 
+def test_only_what_changed_in_the_code_makes_the_code_unclean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results that a comparison writes beside it do not."""
+    (tmp_path / "tasks").mkdir()
+    code = tmp_path / "tasks" / "data_versions.py"
+    code.write_text("")
+    git = ("git", "-c", "user.name=Test", "-c", "user.email=test@example.org")
+    for words in (("init", "--quiet"), ("add", "--all"), ("commit", "--quiet", "-m", "the code")):
+        subprocess.run([*git, *words], cwd=tmp_path, check=True)
+    monkeypatch.setattr(data_versions, "__file__", str(code))
+    (tmp_path / "results.jsonl").write_text("{}")
+    commit, clean = data_versions.code_commit()
+    assert (len(commit or ""), clean) == (40, True)
+    (tmp_path / "tasks" / "new.py").write_text("")
+    assert data_versions.code_commit() == (commit, False)
+
+
 def test_outside_a_dvc_repository_the_message_says_so(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="in no DVC repository; run `git init && dvc init`"):
         data_versions.tracked_hash(tmp_path / "data")
