@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from flows.one_sentence import Debug, Json, errors_in_one_sentence
+from recall.merge_settings import MomentsWeighting
 from recall.progress import console
 
 METHOD_HELP = (
@@ -130,6 +131,9 @@ def moments(
     max_tokens: Annotated[int, typer.Option(help="cut longer samples on the left")] = 512,
     batch_size: Annotated[int, typer.Option(help="samples that are read together")] = 16,
     rank: Annotated[int | None, typer.Option(min=1, help="keep so many directions of each matrix; default all")] = None,
+    weighting: Annotated[
+        MomentsWeighting, typer.Option(help="inputs count alike, or as the answer responds to them")
+    ] = "uniform",
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -137,6 +141,8 @@ def moments(
     with errors_in_one_sentence(debug):
         from recall.moments_job import keep_moments
 
-        path = keep_moments(model, samples, out, batch_size=batch_size, max_tokens=max_tokens, rank=rank)
+        path = keep_moments(
+            model, samples, out, batch_size=batch_size, max_tokens=max_tokens, rank=rank, weighting=weighting
+        )
     size = path.stat().st_size
     print(json.dumps({"moments": str(path), "bytes": size}) if as_json else f"{path}: {size / 1e6:.1f} MB")

@@ -20,6 +20,9 @@ from tasks.weigh import weigh
 def own_moments(stream: Stream, label: str, expert: FinetunedRef, train: SplitRef) -> tuple[SamplesRef, MomentsRef]:
     """What an expert leaves behind to be merged by: the moments of its layers' inputs over its own typical samples."""
     samples, reads = typical(stream, label, expert, train), stream.settings.representations
+    weighting = stream.settings.merging.moments_weighting
+    # What was made before there was a choice is still found.
+    chosen: dict[str, Any] = {} if weighting == "uniform" else {"weighting": weighting}
     return samples, moments(
         stream.store,
         label,
@@ -28,6 +31,7 @@ def own_moments(stream: Stream, label: str, expert: FinetunedRef, train: SplitRe
         batch_size=reads.batch_size,
         max_tokens=reads.max_tokens,
         rank=stream.settings.merging.moments_rank,
+        **chosen,
     )
 
 

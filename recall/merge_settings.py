@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -18,6 +18,7 @@ MethodName = Literal[
     "recall", "average", "task_arithmetic", "lm_cocktail", "slerp", "ties", "dare", "pruned_average", "regmean",
     "recall_moments",
 ]  # fmt: skip
+MomentsWeighting = Literal["uniform", "response"]
 # These are sums with a weight a model and layer; the others compute an element from all models' elements.
 WEIGHTED = ("recall", "average", "task_arithmetic", "lm_cocktail")
 BY_SIMILARITY = ("recall", "recall_moments")
@@ -31,8 +32,8 @@ READ_BY = {
     "ties": ("density", "scale"),
     "pruned_average": ("density", "scale"),
     "dare": ("density", "scale", "seed"),
-    "regmean": ("shrink", "moments_rank"),
-    "recall_moments": ("shrink", "moments_rank"),
+    "regmean": ("shrink", "moments_rank", "moments_weighting"),
+    "recall_moments": ("shrink", "moments_rank", "moments_weighting"),
 }
 
 
@@ -51,8 +52,13 @@ class MergingSettings(Frozen):
     moments_rank: int | None = Field(
         None, gt=0, description="of what an expert leaves of each matrix of moments; null keeps it whole"
     )
+    moments_weighting: MomentsWeighting = Field(
+        "uniform",
+        exclude_if=lambda weighting: weighting == "uniform",
+        description="what an input counts for: all alike (RegMean), or as the answer responds to it (docs/merge.md)",
+    )
     seed: int = Field(0, ge=0, lt=SEEDS, description="of what is dropped: dare")
 
-    def read_by(self, method: str) -> dict[str, float | None]:
+    def read_by(self, method: str) -> dict[str, Any]:
         """The settings that a method reads, by their names; a change of any other leaves its models as they are."""
-        return {option: getattr(self, option) for option in READ_BY.get(method, ())}
+        return self.model_dump(include=set(READ_BY.get(method, ())))

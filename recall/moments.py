@@ -1,13 +1,14 @@
 """Second moments of what enters each linear map of a model, over typical samples: what RegMean keeps of an expert.
 
-No text is kept, only a matrix a map. Shapes: B batch, T tokens, I inputs of a map, n tokens that are no padding.
+No text is kept, only a matrix a map. Shapes: P prompts, B batch, T tokens, E hidden size, I inputs and O outputs of a
+map, n tokens that are no padding.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -16,10 +17,12 @@ import torch
 from peft import PeftModel
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from recall.errors import BadInput, one_line
+from recall.merge_settings import MomentsWeighting
 from recall.progress import track
 from recall.save_tensors import save_tensors
 
@@ -82,22 +85,43 @@ def second_moments(
     *,
     batch_size: int,
     max_tokens: int,
+    weighting: MomentsWeighting = "uniform",
     what: str = "moments",
 ) -> Moments:
     """The second moments of the inputs of every linear map but the output head (RegMean, Jin et al. 2023, section 3.1).
 
+    With `weighting="response"`, which is ours, an input x_t counts as much as what an answer is read from responds to
+    it (docs/merge.md): of one map G = mean over prompts of sum_t (||J_t||^2 / ||h||^2) x_t x_t^T, where h is the last
+    token's final hidden state and J_t its derivative by what the map gives out at token t. ||J_t||^2 is estimated by
+    ||J_t^T v||^2 for one direction v a prompt (Hutchinson 1989), the same in every call. Maps that read the same share
+    the sum of theirs.
+
     Args:
         prompts: P texts; one longer than `max_tokens` loses its beginning.
+        batch_size: how many are read together; with `response` all their hidden states are in memory at once.
+
+    Raises:
+        BadInput: `response` is asked of a model that does not go on from a text's last token.
     """
+    body: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    if weighting == "response" and not body.can_generate():
+        raise BadInput(f"{type(body).__name__} writes no text, which moments weighted by response need; take uniform")
     tokens = [tokenizer(prompt).input_ids[-max_tokens:] for prompt in prompts]
     tokens.sort(key=len)
     batches = [tokens[start : start + batch_size] for start in range(0, len(tokens), batch_size)]
-    body: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    with _summing(body) as sums:
-        for batch in track(batches, what, total=len(batches)):
-            _forward(body, batch, sums)
+    directions_PE = torch.randn((len(tokens), body.config.hidden_size), generator=torch.Generator().manual_seed(0))
+    hooks = _uniform_hooks if weighting == "uniform" else _response_hooks
+    with hooks(body) as sums:
+        for batch, directions_BE in zip(
+            track(batches, what, total=len(batches)), torch.split(directions_PE, batch_size), strict=True
+        ):
+            if weighting == "uniform":
+                _forward(body, batch, sums)
+            else:
+                _respond(body, batch, directions_BE, sums)
     count = sum(map(len, tokens))
-    means = {name: total_II / count for name, total_II in sums.totals.items()}
+    of = count if weighting == "uniform" else len(tokens)
+    means = {name: total_II / of for name, total_II in sums.totals.items()}
     inputs = {name: len(mean_II) for name, mean_II in means.items()}
     return Moments(means.__getitem__, sums.shared, frozenset(sums.transposed), inputs, count)
 
@@ -110,38 +134,92 @@ class _Sums:
         self.transposed: set[str] = set()
         self._last: tuple[Tensor, str] | None = None
 
-    def add(self, weight: str, hidden_BTI: Tensor) -> None:
+    def meets(self, weight: str, hidden_BTI: Tensor) -> bool:
+        """Note what a map reads; False where a map before it reads the same."""
         # The very same tensor as before: kept alive here, so that its identity says so.
         if self._last is not None and self._last[0] is hidden_BTI:
             self.shared[weight] = self._last[1]
-            return
+            return False
         self._last = hidden_BTI, weight
         self.shared[weight] = weight
-        rows_nI = hidden_BTI[self.mask_BT].float()
-        moment_II = (rows_nI.T @ rows_nI).cpu()
-        self.totals[weight] = self.totals[weight] + moment_II if weight in self.totals else moment_II
+        return True
+
+    def add(self, weight: str, rows_nI: Tensor) -> None:
+        moment_II, name = (rows_nI.T @ rows_nI).cpu(), self.shared[weight]
+        self.totals[name] = self.totals[name] + moment_II if name in self.totals else moment_II
+
+
+def _padded(body: Any, rows: list[list[int]], sums: _Sums) -> Tensor:
+    width = max(map(len, rows))
+    ids_BT = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=body.device)
+    sums.mask_BT = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in rows], device=body.device)
+    return ids_BT
 
 
 @torch.inference_mode()
 def _forward(body: Any, rows: list[list[int]], sums: _Sums) -> None:
-    width = max(map(len, rows))
-    ids_BT = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=body.device)
-    sums.mask_BT = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in rows], device=body.device)
+    ids_BT = _padded(body, rows, sums)
     body.base_model(input_ids=ids_BT, attention_mask=sums.mask_BT.long(), use_cache=False)
 
 
+@torch.enable_grad()
+def _respond(body: Any, rows: list[list[int]], directions_BE: Tensor, sums: _Sums) -> None:
+    """Backward to the embeddings, and no gradient of any weight: each map's hook sees that of what it gave out."""
+    ids_BT = _padded(body, rows, sums)
+    embedded: list[Tensor] = []
+    handle = body.get_input_embeddings().register_forward_hook(
+        lambda _, __, output: embedded.append(output if output.requires_grad else output.requires_grad_())
+    )
+    try:
+        hidden_BTE = body.base_model(
+            input_ids=ids_BT, attention_mask=sums.mask_BT.long(), use_cache=False
+        ).last_hidden_state
+    finally:
+        handle.remove()
+    last_BE = hidden_BTE[torch.arange(len(rows)), sums.mask_BT.sum(dim=1) - 1].float()
+    relative_BE = last_BE / last_BE.detach().norm(dim=1, keepdim=True)
+    torch.autograd.grad((relative_BE * directions_BE.to(last_BE.device)).sum(), embedded[0])
+
+
+def _uniform_hooks(body: nn.Module) -> AbstractContextManager[_Sums]:
+    """Every input of a map counts alike."""
+
+    def hook(sums: _Sums, weight: str) -> Callable[..., None]:
+        def before(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            if sums.meets(weight, args[0]):
+                sums.add(weight, args[0][sums.mask_BT].float())
+
+        return before
+
+    return _hooked(body, lambda module, sums, weight: module.register_forward_pre_hook(hook(sums, weight)))
+
+
+def _response_hooks(body: nn.Module) -> AbstractContextManager[_Sums]:
+    """An input counts as much as the squared gradient of what its map makes of it."""
+
+    def hook(sums: _Sums, weight: str) -> Callable[..., None]:
+        def after(_: nn.Module, args: tuple[Tensor, ...], output_BTO: Tensor) -> None:
+            sums.meets(weight, args[0])
+            rows_nI = args[0].detach()[sums.mask_BT].float()
+
+            def respond(gradient_BTO: Tensor) -> None:
+                sums.add(weight, rows_nI * gradient_BTO[sums.mask_BT].float().norm(dim=1, keepdim=True))
+
+            if output_BTO.requires_grad:
+                output_BTO.register_hook(respond)  # type: ignore[no-untyped-call]
+
+        return after
+
+    return _hooked(body, lambda module, sums, weight: module.register_forward_hook(hook(sums, weight)))
+
+
 @contextmanager
-def _summing(body: nn.Module) -> Iterator[_Sums]:
-    sums = _Sums()
-
-    def hook(weight: str) -> Callable[..., None]:
-        return lambda _, args: sums.add(weight, args[0])
-
-    handles = []
+def _hooked(body: nn.Module, register: Callable[[nn.Module, _Sums, str], RemovableHandle]) -> Iterator[_Sums]:
+    sums, handles = _Sums(), []
     for name, module in body.named_modules():
         if isinstance(module, nn.Linear | Conv1D) and ".lora_" not in name:
             weight = f"{name.removesuffix('.base_layer')}.weight"
-            handles.append(module.register_forward_pre_hook(hook(weight)))
+            handles.append(register(module, sums, weight))
             if isinstance(module, Conv1D):
                 sums.transposed.add(weight)
     try:

@@ -8,7 +8,7 @@ import torch
 
 from recall.errors import BadInput, Failed
 from recall.loaded_models import loaded
-from recall.merge_settings import MOMENTS_FILE
+from recall.merge_settings import MOMENTS_FILE, MomentsWeighting
 from recall.model_classes import read_config
 from recall.model_sources import find_models
 from recall.moments import second_moments
@@ -16,11 +16,18 @@ from recall.prompts import read_samples
 
 
 def keep_moments(
-    model: str, samples: Path, out: Path | None, *, batch_size: int, max_tokens: int, rank: int | None = None
+    model: str,
+    samples: Path,
+    out: Path | None,
+    *,
+    batch_size: int,
+    max_tokens: int,
+    rank: int | None = None,
+    weighting: MomentsWeighting = "uniform",
 ) -> Path:
     """Write the second moments of a model's layer inputs over samples to `out`, or into the model's folder.
 
-    `rank`: see `recall.moments.Moments.save`.
+    `rank`: see `recall.moments.Moments.save`; `weighting`: see `recall.moments.second_moments`.
 
     Raises:
         BadInput: the model or the samples cannot be used; an encoder-decoder cannot.
@@ -34,7 +41,9 @@ def keep_moments(
     prompts = [sample.read for sample in read_samples(samples)]
     path = out or checkpoint.folder / MOMENTS_FILE
     with loaded(checkpoint, torch.float32) as (network, tokenizer):
-        found = second_moments(network, tokenizer, prompts, batch_size=batch_size, max_tokens=max_tokens)
+        found = second_moments(
+            network, tokenizer, prompts, batch_size=batch_size, max_tokens=max_tokens, weighting=weighting
+        )
     partial = path.with_name(f".{path.name}.partial")
     try:
         found.save(partial, rank)

@@ -50,7 +50,7 @@ def regmean(
         weights_RK, row_of: as for `recall.merging.merge`.
 
     Raises:
-        BadInput: a file is missing, or does not fit the model.
+        BadInput: a file is missing, or does not fit the model; the moments' sum cannot be inverted.
     """
 
     def method(pool: Pool, _: Lanes) -> Combine:
@@ -136,7 +136,12 @@ class _Solved:
             weight * self._shrunk(shared, group) for weight, group in zip(weights_K, self.moments, strict=True)
         ]
         total_II = torch.stack(grams_KII).sum(dim=0)
-        return grams_KII, torch.cholesky_inverse(torch.linalg.cholesky(total_II))
+        factor_II, failed = torch.linalg.cholesky_ex(total_II)
+        if failed:
+            raise BadInput(
+                f"the moments for {shared} are of too few directions to be inverted; lower shrink, or give more samples"
+            )
+        return grams_KII, torch.cholesky_inverse(factor_II)
 
     def _shrunk(self, shared: str, group: list[Moments]) -> Tensor:
         gram_II = torch.stack([one.matrix(shared) for one in group]).double().mean(dim=0)

@@ -21,7 +21,7 @@ from recall.weighting import newest_only
 
 
 def remake_moments(
-    expert: Checkpoint, prompts: list[str], settings: RepresentationSettings, rank: int | None, file: Path
+    expert: Checkpoint, prompts: list[str], settings: RepresentationSettings, merging: MergingSettings, file: Path
 ) -> None:
     """What an expert leaves behind, as `tasks/moments.py` makes it; written to `file`."""
     with loaded(expert, torch.float32) as (model, tokenizer):
@@ -31,9 +31,10 @@ def remake_moments(
             prompts,
             batch_size=settings.batch_size,
             max_tokens=settings.max_tokens,
+            weighting=merging.moments_weighting,
             what="moments again",
         )
-    found.save(file, rank)
+    found.save(file, merging.moments_rank)
 
 
 def moments_difference(found: Path, expected: Path) -> Difference:

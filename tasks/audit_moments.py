@@ -46,8 +46,8 @@ def moments_again(update: Fetched, expert: Checkpoint, prompts: list[str], folde
 
     settings = update.lineage.settings
     reads = RepresentationSettings.model_validate(settings["representations"])
-    rank = MergingSettings.model_validate(settings["merging"]).moments_rank
-    remake_moments(expert, prompts, reads, rank, folder / MOMENTS_FILE)
+    merging = MergingSettings.model_validate(settings["merging"])
+    remake_moments(expert, prompts, reads, merging, folder / MOMENTS_FILE)
     return moments_difference(folder / MOMENTS_FILE, update.folder / "moments" / MOMENTS_FILE)
 
 

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+from recall.merge_settings import MomentsWeighting
 from tasks.refs import CheckpointRef, MomentsRef, SamplesRef
 from tasks.stage import Job, stage
 
 
 @stage(kind="moments", ref=MomentsRef)
 def moments(
-    job: Job, expert: CheckpointRef, samples: SamplesRef, batch_size: int, max_tokens: int, rank: int | None = None
+    job: Job,
+    expert: CheckpointRef,
+    samples: SamplesRef,
+    batch_size: int,
+    max_tokens: int,
+    rank: int | None = None,
+    weighting: MomentsWeighting = "uniform",
 ) -> dict[str, Any]:
     """Write `moments.safetensors`, from the expert's own typical samples."""
     import torch
@@ -27,6 +34,7 @@ def moments(
             prompts,
             batch_size=batch_size,
             max_tokens=max_tokens,
+            weighting=weighting,
             what=f"moments {job.label}",
         )
     found.save(job.out / MOMENTS_FILE, rank)

@@ -12,7 +12,7 @@ from recall.errors import BadInput
 from recall.loading import load_tokenizer
 from recall.merge_settings import MOMENTS_FILE
 from recall.merging import merge, merge_by
-from recall.moments import read_moments, second_moments
+from recall.moments import Moments, read_moments, second_moments
 from recall.regmean import regmean
 
 PROMPTS = ["a b c", "one two three four", "x", "many more words than the others have", "short words"]
@@ -63,6 +63,76 @@ def test_moments_are_the_mean_over_tokens_without_padding(tiny_model_folder, mod
     expected = inputs.T @ inputs / len(inputs)
     torch.testing.assert_close(found[f"{module}.weight"].double(), expected, rtol=1e-4, atol=1e-6)
     assert found.tokens == len(inputs)
+
+
+def responses_by_hand(model, tokenizer, prompt, maps, direction_E):
+    """sum_t ||J_t^T v||^2 / ||h||^2 x_t x_t^T, summed over maps that read the same, of one prompt: `(I, I)`."""
+    seen, handles = [], []
+    for name in maps:
+        module = model.get_submodule(name)
+        handles.append(module.register_forward_hook(lambda _, args, output: seen.append((args[0], output))))
+    last_E = model.base_model(torch.tensor([tokenizer(prompt).input_ids])).last_hidden_state[0, -1]
+    for handle in handles:
+        handle.remove()
+    gradients = torch.autograd.grad(last_E @ direction_E, [output for _, output in seen])
+    total_II = 0
+    for (inputs_1TI, _), gradient_1TO in zip(seen, gradients, strict=True):
+        inputs_TI, counts_T = inputs_1TI[0].double(), gradient_1TO[0].double().square().sum(dim=1)
+        total_II = total_II + (inputs_TI * counts_T[:, None]).T @ inputs_TI
+    return (total_II / last_E.double().square().sum()).detach()
+
+
+@pytest.mark.parametrize(
+    "maps",
+    [
+        [f"model.layers.1.self_attn.{name}_proj" for name in "qkv"],
+        ["model.layers.0.mlp.down_proj"],
+        ["model.layers.0.mlp.gate_proj", "model.layers.0.mlp.up_proj"],
+    ],
+)
+def test_an_input_may_count_as_much_as_the_answer_responds_to_it(tiny_model_folder, maps):
+    """Whatever the batches, whose padding no answer responds to; no weight has a gradient afterwards."""
+    model, tokenizer = load(Checkpoint(tiny_model_folder)).eval(), load_tokenizer(tiny_model_folder)
+    prompts = sorted(PROMPTS, key=lambda prompt: len(tokenizer(prompt).input_ids))
+    directions_PE = torch.randn(len(prompts), model.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    own = [
+        responses_by_hand(model, tokenizer, prompt, maps, direction_E)
+        for prompt, direction_E in zip(prompts, directions_PE, strict=True)
+    ]
+    expected = torch.stack(own).mean(dim=0)
+    for size in (1, 3):
+        found = second_moments(model, tokenizer, PROMPTS, batch_size=size, max_tokens=32, weighting="response")
+        assert len({found.shared[f"{name}.weight"] for name in maps}) == 1
+        torch.testing.assert_close(found[f"{maps[0]}.weight"].double(), expected, rtol=1e-3, atol=1e-7)
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+
+
+def test_what_is_read_after_the_answer_s_token_counts_for_nothing_and_what_it_is_read_from_for_most(tiny_model_folder):
+    """In the last block no earlier token's MLP reaches the last token's state: one input, a matrix of rank one."""
+    model, tokenizer = load(Checkpoint(tiny_model_folder)).eval(), load_tokenizer(tiny_model_folder)
+    found = second_moments(model, tokenizer, ["a b c d e f"], batch_size=1, max_tokens=32, weighting="response")
+    values_I = torch.linalg.eigvalsh(found["model.layers.2.mlp.gate_proj.weight"].double())
+    assert values_I[-1] > 0
+    assert values_I[:-1].abs().max() < 1e-5 * values_I[-1]
+
+
+def test_an_encoder_has_no_response(tmp_path, tiny_tokenizer):
+    from transformers import BertConfig, BertModel
+
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    model = BertModel(BertConfig(vocab_size=len(tiny_tokenizer), **shape)).eval()
+    with pytest.raises(BadInput, match="BertModel writes no text, which moments weighted by response need"):
+        second_moments(model, tiny_tokenizer, PROMPTS, batch_size=2, max_tokens=32, weighting="response")
+
+
+def test_moments_that_cannot_be_inverted_are_named(tiny_model_folder, tmp_path):
+    members = experts(tmp_path, tiny_model_folder)
+    for path in moments_of(members):
+        found = read_moments(path)
+        broken = Moments(lambda name, own=found: -own.matrix(name), found.shared, found.transposed, found.inputs, 1)
+        broken.save(path)
+    with pytest.raises(BadInput, match="are of too few directions to be inverted; lower shrink"):
+        merge_by(members, regmean(files_of(members), shrink=1.0), tmp_path / "out")
 
 
 def test_maps_that_read_the_same_share_one_matrix_and_the_head_has_none(tiny_model_folder):
