@@ -17,6 +17,7 @@ from flows.stream_state import Stream
 from recall.errors import BadInput
 from recall.lineage import read_lineage
 from recall.load_settings import load_settings
+from recall.merge_settings import MergingSettings
 from recall.remaking_moments import moments_difference
 from recall.report import render
 from recall.results import MergeWeights
@@ -214,13 +215,13 @@ def test_lineages_older_than_the_setting_are_those_of_the_paper_s_merge(audited)
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "options",
-    ["{start_from: base}", "{pool: all}"],
+    ("options", "kept"),
+    [("{start_from: base}", "merging.moments_rank=4"), ("{pool: all}", "merging.moments_weighting=response")],
 )
-def test_where_every_expert_is_merged_the_base_takes_no_part(project, options):
+def test_where_every_expert_is_merged_the_base_takes_no_part(project, options, kept):
     values = yaml.safe_load(options) | {"merge": "recall_moments"}
     pairs = [f"update.{name}={value}" for name, value in values.items()]
-    project.run(*(word for pair in [*pairs, "merging.moments_rank=4"] for word in ("--set", pair)))
+    project.run(*(word for pair in [*pairs, kept] for word in ("--set", pair)))
     lineage = read_lineage(artifact(project, 4, "lineage.json").read_text(), "it")
     assert [entry.name for entry in lineage.pool] == ["names", "reviews"]
     assert [len(entry.moments) for entry in lineage.pool] == [1, 1]
@@ -244,10 +245,12 @@ def test_what_the_merge_reads_makes_new_versions_and_of_the_paper_s_merge_none()
         stream_with(ours),
         stream_with(ours, "merging.shrink=0.5"),
         stream_with(ours, "merging.moments_rank=8"),
+        stream_with(ours, "merging.moments_weighting=response"),
         stream_with(),
     ]
-    assert len({stream.model_key(1) for stream in found}) == 4
+    assert len({stream.model_key(1) for stream in found}) == 5
     assert stream_with(ours, "merging.density=0.5").key(1) == stream_with(ours).key(1)
+    assert MergingSettings().read_by("recall_moments") == {"shrink": 0.9, "moments_rank": None}, "as before the choice"
 
 
 def test_settings_that_came_later_reach_the_keys_where_they_differ_from_what_all_had_before():
