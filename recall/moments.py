@@ -109,15 +109,17 @@ def second_moments(
     tokens = [tokenizer(prompt).input_ids[-max_tokens:] for prompt in prompts]
     tokens.sort(key=len)
     batches = [tokens[start : start + batch_size] for start in range(0, len(tokens), batch_size)]
-    directions_PE = torch.randn((len(tokens), body.config.hidden_size), generator=torch.Generator().manual_seed(0))
-    hooks = _uniform_hooks if weighting == "uniform" else _response_hooks
-    with hooks(body) as sums:
-        for batch, directions_BE in zip(
-            track(batches, what, total=len(batches)), torch.split(directions_PE, batch_size), strict=True
-        ):
-            if weighting == "uniform":
+    bar = track(batches, what, total=len(batches))
+    if weighting == "uniform":
+        with _uniform_hooks(body) as sums:
+            for batch in bar:
                 _forward(body, batch, sums)
-            else:
+    else:
+        # As wide as what the head reads, which is what the body gives out.
+        width = body.get_output_embeddings().weight.shape[1]
+        directions_PE = torch.randn((len(tokens), width), generator=torch.Generator().manual_seed(0))
+        with _response_hooks(body) as sums:
+            for batch, directions_BE in zip(bar, torch.split(directions_PE, batch_size), strict=True):
                 _respond(body, batch, directions_BE, sums)
     count = sum(map(len, tokens))
     of = count if weighting == "uniform" else len(tokens)
@@ -200,9 +202,10 @@ def _response_hooks(body: nn.Module) -> AbstractContextManager[_Sums]:
     def hook(sums: _Sums, weight: str) -> Callable[..., None]:
         def after(_: nn.Module, args: tuple[Tensor, ...], output_BTO: Tensor) -> None:
             sums.meets(weight, args[0])
-            rows_nI = args[0].detach()[sums.mask_BT].float()
+            hidden_BTI = args[0].detach()
 
             def respond(gradient_BTO: Tensor) -> None:
+                rows_nI = hidden_BTI[sums.mask_BT].float()
                 sums.add(weight, rows_nI * gradient_BTO[sums.mask_BT].float().norm(dim=1, keepdim=True))
 
             if output_BTO.requires_grad:

@@ -107,13 +107,31 @@ def test_an_input_may_count_as_much_as_the_answer_responds_to_it(tiny_model_fold
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
 
 
-def test_what_is_read_after_the_answer_s_token_counts_for_nothing_and_what_it_is_read_from_for_most(tiny_model_folder):
+def test_in_the_last_block_the_answer_responds_to_its_own_token_alone(tiny_model_folder):
     """In the last block no earlier token's MLP reaches the last token's state: one input, a matrix of rank one."""
     model, tokenizer = load(Checkpoint(tiny_model_folder)).eval(), load_tokenizer(tiny_model_folder)
     found = second_moments(model, tokenizer, ["a b c d e f"], batch_size=1, max_tokens=32, weighting="response")
     values_I = torch.linalg.eigvalsh(found["model.layers.2.mlp.gate_proj.weight"].double())
     assert values_I[-1] > 0
     assert values_I[:-1].abs().max() < 1e-5 * values_I[-1]
+
+
+def test_an_adapter_s_inputs_count_as_its_full_model_s(tiny_model_folder, tiny_gpt2_folder, tmp_path):
+    """And so do those of maps that lie the other way round."""
+    from peft import PeftModel
+
+    for base in (tiny_model_folder, tiny_gpt2_folder):
+        expert = adapter(tmp_path / base.name, Checkpoint(base))
+        tokenizer = load_tokenizer(base)
+        both = [PeftModel.from_pretrained(load(expert.base), expert.folder).eval() for _ in range(2)]
+        both[1] = both[1].merge_and_unload()
+        over, full = (
+            second_moments(model, tokenizer, PROMPTS, batch_size=2, max_tokens=32, weighting="response")
+            for model in both
+        )
+        assert over.shared == full.shared
+        for name in full.shared:
+            torch.testing.assert_close(over[name], full[name], rtol=1e-3, atol=1e-3 * float(full[name].abs().max()))
 
 
 def test_an_encoder_has_no_response(tmp_path, tiny_tokenizer):
