@@ -1,6 +1,7 @@
 """Tiny models and a tokenizer, made once: no network, no real weights."""
 
 import gc
+import os
 import resource
 from contextlib import contextmanager
 
@@ -26,6 +27,9 @@ SLOWEST_FIRST = (
     "test_merge_options",
     "test_merge_command",
 )
+
+# For the workers and all that they start: with as many threads in each as there are cores, they wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_collection_modifyitems(items):

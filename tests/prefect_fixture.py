@@ -14,13 +14,18 @@ for variable, value in DEFAULTS.items():
 @pytest.fixture(scope="session")
 def prefect_harness(tmp_path_factory):
     """An ephemeral server with a database and a result storage of its own."""
-    from prefect.settings import PREFECT_RESULTS_LOCAL_STORAGE_PATH, temporary_settings
+    from prefect.settings import (
+        PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+        PREFECT_RESULTS_LOCAL_STORAGE_PATH,
+        temporary_settings,
+    )
     from prefect.testing.utilities import prefect_test_harness
 
     results = tmp_path_factory.mktemp("results")
     with (
         prefect_test_harness(server_startup_timeout=120),
-        temporary_settings({PREFECT_RESULTS_LOCAL_STORAGE_PATH: results}),
+        # A flow run with a heartbeat ends by waiting for it, up to a second: as long as most flows of a test take.
+        temporary_settings({PREFECT_RESULTS_LOCAL_STORAGE_PATH: results, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
     ):
         yield
 
