@@ -5,6 +5,8 @@ import os
 import resource
 from contextlib import contextmanager
 
+import forked
+import project
 import pytest
 import tiny
 import torch
@@ -31,10 +33,29 @@ SLOWEST_FIRST = (
 # For the workers and all that they start: with as many threads in each as there are cores, they wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Files whose tests share a finished project are one worker's; all others are each a group of their own.
+SHARED_PROJECT = {
+    "test_audit": "audited",
+    "test_audit_reach": "audited",
+    "test_promotion": "promoted",
+    "test_moves": "promoted",
+    "test_registration": "promoted",
+}
 
+
+def pytest_configure(config):
+    """One process that forks and one project to copy, for all workers."""
+    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+        forked.start()
+        project.share_template()
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     rank = {name: number for number, name in enumerate(SLOWEST_FIRST)}
     items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(SHARED_PROJECT.get(item.path.stem, item.path.stem)))
 
 
 @pytest.fixture(scope="session", autouse=True)

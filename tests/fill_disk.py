@@ -1,16 +1,29 @@
-"""`python fill_disk.py ARGUMENTS`: run `recall ARGUMENTS` on a disk that is full once an expert is to be written.
+"""`fill_disk.py ARGUMENTS`: run `recall ARGUMENTS` on a disk that is full once an expert is to be written.
 
-The expert's folder becomes a file system of one page, in a mount namespace of this process's own. Where the machine
-allows none the exit code is `NO_NAMESPACE`.
+The expert's folder becomes a file system of one page, in a mount namespace of this process's own, which must have one
+thread. Where the machine allows none the exit code is `NO_NAMESPACE`.
 """
 
+import ctypes
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 NO_NAMESPACE = 77
-UNSHARE = ["unshare", "--map-root-user", "--mount"]
+CLONE_NEWNS, CLONE_NEWUSER = 0x00020000, 0x10000000  # linux/sched.h; Python has `os.unshare` from 3.12 on
+
+
+def enter_namespace():
+    """As `unshare --map-root-user --mount` does."""
+    user, group = os.getuid(), os.getgid()
+    if ctypes.CDLL(None).unshare(CLONE_NEWUSER | CLONE_NEWNS):
+        sys.exit(NO_NAMESPACE)
+    for file, line in {"setgroups": "deny", "uid_map": f"0 {user} 1", "gid_map": f"0 {group} 1"}.items():
+        Path("/proc/self", file).write_text(line)
+    for arguments in (["--make-rprivate", "/"], ["-t", "tmpfs", "tmpfs", "/mnt"]):
+        if subprocess.run(["mount", *arguments]).returncode:
+            sys.exit(NO_NAMESPACE)
 
 
 def full(tensors, path, **options):
@@ -19,15 +32,8 @@ def full(tensors, path, **options):
 
 
 if __name__ == "__main__":
-    if "RECALL_IN_NAMESPACE" not in os.environ:
-        if subprocess.run([*UNSHARE, "mount", "-t", "tmpfs", "tmpfs", "/mnt"]).returncode:
-            sys.exit(NO_NAMESPACE)
-        os.environ["RECALL_IN_NAMESPACE"] = "1"
-        os.execvp(UNSHARE[0], [*UNSHARE, sys.executable, *sys.argv])
+    enter_namespace()
 
-    from flows.environment import set_defaults
-
-    set_defaults(Path(".store"))
     from recall import finetuning
     from recall.save_tensors import save_tensors
 

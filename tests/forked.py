@@ -1,23 +1,27 @@
 """A process that imports once what `recall` imports, and forks itself for every command that a test runs.
 
 Most of a tiny run's time is imports. A fork is a process of its own as any other, with its folder, environment, output
-and exit code; only its hash seed is not its own, so a test of what two processes must agree on starts one anew.
+and exit code; only its hash seed is not its own, so a test of what two processes must agree on starts one anew. A
+project that brings code of its own runs that.
 """
 
 import atexit
-import functools
 import importlib
 import json
 import os
 import runpy
+import select
+import socket
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+SOCKET = "RECALL_TEST_FORKS"  # the variable with its address
 IMPORTS = [
     "flows.cli",
     "flows.continual_update",
+    "recall.finetuning",
     "mlflow.transformers",
     "mlflow.store.tracking.sqlalchemy_store",
     "mlflow.store.model_registry.sqlalchemy_store",
@@ -35,49 +39,66 @@ def run(*command, folder: Path, environment: dict[str, str] | None = None) -> su
     words, environment = list(map(str, command)), dict(environment or os.environ)
     if sys.platform != "linux":
         return subprocess.run([sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True)
-    with tempfile.TemporaryDirectory() as outputs:
+    if SOCKET not in os.environ:
+        start()
+    with tempfile.TemporaryDirectory() as outputs, socket.socket(socket.AF_UNIX) as connection:
         files = [f"{outputs}/stdout", f"{outputs}/stderr"]
         request = {"command": words, "folder": str(folder), "environment": environment, "files": files}
-        process = _server()
-        process.stdin.write(json.dumps(request) + "\n")
-        process.stdin.flush()
-        code = process.stdout.readline()
-        assert code, f"the process that forks ended with {process.wait()}"
+        connection.connect(os.environ[SOCKET])
+        connection.sendall(json.dumps(request).encode() + b"\n")
+        code = connection.makefile().readline()
+        assert code, "the process that forks ended"
         return subprocess.CompletedProcess(words, int(code), *(Path(file).read_text() for file in files))
 
 
-@functools.cache
-def _server() -> subprocess.Popen[str]:
-    """The process that forks; it ends with this one, at the end of its input."""
+def start() -> None:
+    """Start the process that forks, for this process and all that it starts; it ends with this one."""
+    folder = tempfile.TemporaryDirectory()
+    os.environ[SOCKET] = f"{folder.name}/socket"
     # No thread may be there to fork: neither OpenMP's nor the one that frees Arrow's memory.
     environment = os.environ | {"OMP_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
-    command, pipe = [sys.executable, __file__], subprocess.PIPE
-    process = subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(os.environ[SOCKET])
+        listener.listen()
+        number = listener.fileno()
+        command = [sys.executable, __file__, str(number)]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL}
+        process = subprocess.Popen(command, env=environment, pass_fds=[number], **pipes)
+    atexit.register(folder.cleanup)
     atexit.register(process.communicate)
-    return process
 
 
-def serve() -> None:
-    """Fork for every line of the input; returns in the child, which goes on as if it had just been started."""
+def serve(listener: socket.socket) -> None:
+    """Fork for every request; returns in the child, which goes on as if it had just been started."""
     import gc
 
-    requests, codes = sys.stdin.buffer, os.dup(1)
-    os.dup2(2, 1)  # whatever an import may print is no exit code
     for name in IMPORTS:
         importlib.import_module(name)
     threads = list(Path("/proc/self/task").iterdir())
     assert len(threads) == 1, "an import started a thread, which a fork would not have"
     gc.collect()
     gc.freeze()
-    for line in iter(requests.readline, b""):
-        child = os.fork()
-        if not child:
-            os.close(codes)
-            become(json.loads(line))
+    while listener in select.select([listener, sys.stdin], [], [])[0]:
+        connection, _ = listener.accept()
+        if not os.fork():
+            listener.close()
+            answer(connection)
             return
-        _, status = os.waitpid(child, 0)
-        os.write(codes, f"{os.waitstatus_to_exitcode(status)}\n".encode())
+        connection.close()
+        os.waitpid(-1, os.WNOHANG)
     os._exit(0)
+
+
+def answer(connection: socket.socket) -> None:
+    """Fork once more, and send the exit code; returns in the child."""
+    request = json.loads(connection.makefile().readline())
+    child = os.fork()
+    if child:
+        _, status = os.waitpid(child, 0)
+        connection.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
+        os._exit(0)
+    connection.close()
+    become(request)
 
 
 def become(request: dict) -> None:
@@ -99,11 +120,18 @@ def become(request: dict) -> None:
     refresh_global_settings_context()
 
 
+def forget_our_code() -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] in {"recall", "tasks", "flows"}]:
+        del sys.modules[name]
+
+
 if __name__ == "__main__":
-    serve()
+    serve(socket.socket(fileno=int(sys.argv[1])))
     if sys.argv[0] == "-m":
         sys.argv.pop(0)
         sys.path[0] = str(Path.cwd())
+        if Path("flows").exists():
+            forget_our_code()
         importlib.import_module(sys.argv[0]).main()
     else:
         sys.path[0] = str(Path(sys.argv[0]).parent)

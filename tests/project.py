@@ -1,6 +1,6 @@
 """A small but real project in a folder of its own: Git, DVC with a local remote, three learning tasks, a tiny model."""
 
-import functools
+import atexit
 import json
 import os
 import shutil
@@ -13,7 +13,10 @@ import forked
 import tiny
 import torch
 import yaml
+from filelock import FileLock
+from mlflow import MlflowClient
 
+TEMPLATE = "RECALL_TEST_TEMPLATE"  # the variable with the folder of the project that is copied
 NAMES = ["Austria", "Belgium", "Chile", "Denmark", "Egypt", "Finland", "Greece", "Hungary", "Iceland", "Jordan"]
 ENDINGS = {"French": "ie", "Spanish": "ia"}
 
@@ -69,9 +72,7 @@ class Project:
 
     def recall(self, *arguments, expect=0):
         """Run `recall` in a process of its own; returns the finished process."""
-        # Code that the project brings along is not what the forked process has imported.
-        start = self.python if (self.folder / "flows").exists() else self.forked
-        return start("-m", "flows.cli", *arguments, expect=expect)
+        return self.forked("-m", "flows.cli", *arguments, expect=expect)
 
     def forked(self, *arguments, expect=0):
         """As `python`, for a script or -m flows.cli, in a process that has its imports already."""
@@ -139,15 +140,21 @@ def _expected(done, code):
 
 def make_project(folder: Path, tokenizer, api_url: str | None = None) -> Project:
     """A project that is committed, and whose data is pushed: a copy of one that is made once."""
-    shutil.copytree(_template(tokenizer).name, folder, symlinks=True, dirs_exist_ok=True)
+    if TEMPLATE not in os.environ:
+        share_template()
+    template = Path(os.environ[TEMPLATE]) / "project"
+    with FileLock(f"{template}.lock"):
+        if not template.exists():
+            _make(template.with_name("making"), tokenizer)
+            template.with_name("making").rename(template)
+    shutil.copytree(template, folder, symlinks=True, dirs_exist_ok=True)
     return Project(folder, api_url)
 
 
-@functools.cache
-def _template(tokenizer) -> tempfile.TemporaryDirectory:
-    made = tempfile.TemporaryDirectory()
-    _make(Path(made.name), tokenizer)
-    return made
+def share_template() -> None:
+    """Let this process and all that it starts copy the same project, which the first that needs it makes."""
+    os.environ[TEMPLATE] = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, os.environ[TEMPLATE])
 
 
 def _make(folder: Path, tokenizer) -> None:
@@ -174,6 +181,8 @@ def _make(folder: Path, tokenizer) -> None:
     }
     (folder / "params.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
     (folder / ".gitignore").write_text(".store/\n.dvc-remote/\nmlflow.db*\nmlartifacts/\nreports/\n")
+    # Its making has a test of its own (test_registry_making.py) and takes as long as a small update.
+    MlflowClient(f"sqlite:///{folder / 'mlflow.db'}").search_experiments(max_results=1)
     project.git("init", "--quiet")
     project.dvc("init", "--quiet")
     project.dvc("config", "core.analytics", "false")

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import fill_disk
+import forked
 import pytest
 import torch
 from merge_fixture import merged, tensors, write_weights
@@ -48,6 +49,12 @@ def versions(project):
     """Update position to version, newest last."""
     found = client(project).search_model_versions("name = 'tiny'")
     return sorted(found, key=lambda version: int(version.version))
+
+
+def one_learning_task(project, unseen=()):
+    """And no baselines: nothing is made but the update itself."""
+    change = {"learning_tasks": ["names"], "unseen": list(unseen)}
+    project.params(lambda values: values.update(baselines=[]) or values["stream"].update(change))
 
 
 def newest_flow_run():
@@ -229,7 +236,7 @@ def test_another_machine_goes_on_from_the_registry(new_project):
 
 def test_a_draft_becomes_a_version_in_its_own_right_once_all_is_committed(new_project):
     project = new_project("draft")
-    project.params(lambda values: values["stream"].update(learning_tasks=["names"], unseen=[]))
+    one_learning_task(project)
     assert project.run()["draft"], "params.yaml is not committed"
     assert project.run()["draft"]
     made = project.artifacts("experts")
@@ -290,11 +297,9 @@ def test_a_stream_may_shrink_again_and_its_unseen_tasks_change_without_a_new_ver
 def test_a_failure_in_a_stage_is_one_sentence(new_project):
     """A disk that is full when the expert is written: no traceback, exit code 1, and the next run goes on."""
     project = new_project("failing")
-    project.params(lambda values: values["stream"].update(learning_tasks=["names"], unseen=[]))
+    one_learning_task(project)
     script = Path(__file__).parent / "fill_disk.py"
-    done = subprocess.run(
-        [sys.executable, script, "run"], cwd=project.folder, env=project.environment, capture_output=True, text=True
-    )
+    done = forked.run(script, "run", folder=project.folder, environment=project.environment)
     if done.returncode == fill_disk.NO_NAMESPACE:
         pytest.skip("this machine lets nobody mount a file system in a namespace")
     assert done.returncode == 1, done.stderr
@@ -338,7 +343,7 @@ def test_a_stream_grows_and_its_data_changes(new_project):
 
 def test_new_test_rows_train_nothing_again(new_project):
     project = new_project("test_rows")
-    project.params(lambda values: values["stream"].update(learning_tasks=["names"], unseen=["films"]))
+    one_learning_task(project, unseen=["films"])
     project.run()
     before = {kind: project.artifacts(kind) for kind in ("experts", "samples", "representations", "weights", "merged")}
     project.write_data("names", test=(200, 8))

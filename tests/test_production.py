@@ -39,6 +39,7 @@ def project(servers, tmp_path_factory, tiny_tokenizer):
     """One learning task, taken in by the page's own commands; `printed` is what they said."""
     made = make_project(tmp_path_factory.mktemp("production") / "project", tiny_tokenizer)
     stream = {"name": "production", "learning_tasks": ["reviews"], "unseen": ["films"]}
+    (made.folder / "mlflow.db").unlink()
     made.params(lambda values: values.update(stream=stream, baselines=[]))
     made.commit("one learning task")
     made.environment = environment(servers)
