@@ -4,6 +4,7 @@ import gc
 import os
 import resource
 from contextlib import contextmanager
+from pathlib import Path
 
 import forked
 import project
@@ -11,6 +12,7 @@ import pytest
 import tiny
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
+from xdist.scheduler import LoadScopeScheduling
 
 pytest_plugins = ["audited_project", "merge_fixture", "prefect_fixture", "promotion_fixture", "servers"]
 
@@ -33,7 +35,7 @@ SLOWEST_FIRST = (
 # For the workers and all that they start: with as many threads in each as there are cores, they wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Files whose tests share a finished project are one worker's; all others are each a group of their own.
+# Files whose tests share a finished project are one worker's, as the tests of any one file are.
 SHARED_PROJECT = {
     "test_audit": "audited",
     "test_audit_reach": "audited",
@@ -50,12 +52,21 @@ def pytest_configure(config):
         project.share_template()
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     rank = {name: number for number, name in enumerate(SLOWEST_FIRST)}
     items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(SHARED_PROJECT.get(item.path.stem, item.path.stem)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """As `--dist loadgroup`, which marks nothing with pytest 9."""
+    return ByProject(config, log)
+
+
+class ByProject(LoadScopeScheduling):
+    def _split_scope(self, nodeid):
+        stem = Path(nodeid.partition("::")[0]).stem
+        return SHARED_PROJECT.get(stem, stem)
 
 
 @pytest.fixture(scope="session", autouse=True)
