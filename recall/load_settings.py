@@ -65,7 +65,10 @@ def _overlay(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 def _where_given(error: ValidationError, overrides: list[str]) -> str:
     """The last --set that gave the first problem's value; empty where a file did."""
     where = ".".join(str(part) for part in error.errors()[0]["loc"])
-    own = [text for text in overrides if f"{where}.".startswith(f"{text.partition('=')[0]}.")]
+    if not where or error.errors()[0]["type"] == "missing":
+        return ""
+    keys = {text: text.partition("=")[0] for text in overrides}
+    own = [text for text, key in keys.items() if f"{where}.".startswith(f"{key}.") or key.startswith(f"{where}.")]
     return f"--set {own[-1]}" if own else ""
 
 

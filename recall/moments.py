@@ -32,7 +32,7 @@ FACTOR, REST = ".factor", ".rest"
 
 @dataclass(frozen=True)
 class Moments:
-    """G = mean over tokens of x x^T, `(I, I)` float32, by the name of the weight that x enters.
+    """G, the mean of x x^T as `weighting` counts them (`second_moments`), `(I, I)` float32, by the name of x's weight.
 
     Maps that read the same x (query, key and value, say) share one matrix: `shared` gives each weight the name under
     which `matrix` has it. `transposed` are the weights that the checkpoint keeps as (inputs, outputs), `inputs` the
@@ -44,6 +44,7 @@ class Moments:
     transposed: frozenset[str]
     inputs: dict[str, int]
     tokens: int
+    weighting: MomentsWeighting = "uniform"
 
     def __getitem__(self, weight: str) -> Tensor:
         return self.matrix(self.shared[weight])
@@ -60,6 +61,8 @@ class Moments:
             "inputs": self.inputs,
             "tokens": self.tokens,
         }
+        if self.weighting != "uniform":  # which files from before there was a choice do not say
+            facts["weighting"] = self.weighting
         tensors: dict[str, Tensor] = {}
         for name in dict.fromkeys(self.shared.values()):
             gram_II = self.matrix(name)
@@ -125,7 +128,7 @@ def second_moments(
     of = count if weighting == "uniform" else len(tokens)
     means = {name: total_II / of for name, total_II in sums.totals.items()}
     inputs = {name: len(mean_II) for name, mean_II in means.items()}
-    return Moments(means.__getitem__, sums.shared, frozenset(sums.transposed), inputs, count)
+    return Moments(means.__getitem__, sums.shared, frozenset(sums.transposed), inputs, count, weighting)
 
 
 class _Sums:
@@ -145,6 +148,10 @@ class _Sums:
         self._last = hidden_BTI, weight
         self.shared[weight] = weight
         return True
+
+    def rows(self, hidden_BTI: Tensor) -> Tensor:
+        """The tokens that are no padding, `(n, I)`; some models (OPT) lay all tokens of a batch in one row."""
+        return hidden_BTI.reshape(*self.mask_BT.shape, -1)[self.mask_BT]
 
     def add(self, weight: str, rows_nI: Tensor) -> None:
         moment_II, name = (rows_nI.T @ rows_nI).cpu(), self.shared[weight]
@@ -189,7 +196,7 @@ def _uniform_hooks(body: nn.Module) -> AbstractContextManager[_Sums]:
     def hook(sums: _Sums, weight: str) -> Callable[..., None]:
         def before(_: nn.Module, args: tuple[Tensor, ...]) -> None:
             if sums.meets(weight, args[0]):
-                sums.add(weight, args[0][sums.mask_BT].float())
+                sums.add(weight, sums.rows(args[0]).float())
 
         return before
 
@@ -205,8 +212,8 @@ def _response_hooks(body: nn.Module) -> AbstractContextManager[_Sums]:
             hidden_BTI = args[0].detach()
 
             def respond(gradient_BTO: Tensor) -> None:
-                rows_nI = hidden_BTI[sums.mask_BT].float()
-                sums.add(weight, rows_nI * gradient_BTO[sums.mask_BT].float().norm(dim=1, keepdim=True))
+                rows_nI = sums.rows(hidden_BTI).float()
+                sums.add(weight, rows_nI * sums.rows(gradient_BTO).float().norm(dim=1, keepdim=True))
 
             if output_BTO.requires_grad:
                 output_BTO.register_hook(respond)  # type: ignore[no-untyped-call]
@@ -252,6 +259,13 @@ def read_moments(path: Path) -> Moments:
             factor_Ir = file.get_tensor(name + FACTOR)
             return cast(Tensor, factor_Ir @ factor_Ir.T + torch.diag(file.get_tensor(name + REST)))
 
-        return Moments(matrix, facts["shared"], frozenset(facts["transposed"]), facts["inputs"], facts["tokens"])
+        return Moments(
+            matrix,
+            facts["shared"],
+            frozenset(facts["transposed"]),
+            facts["inputs"],
+            facts["tokens"],
+            facts.get("weighting", "uniform"),
+        )
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise BadInput(f"{path} holds no moments ({one_line(error)}); make it again with `recall moments`") from error

@@ -151,6 +151,11 @@ class _Solved:
 
 
 def _check_fit(pool: Pool, path: Path, found: Moments, first: Moments) -> None:
+    if found.weighting != first.weighting:
+        raise BadInput(
+            f"{path} has moments weighted {found.weighting} and the first model's are weighted {first.weighting}, "
+            "which are not of one scale; make them again alike with `recall moments --weighting`"
+        )
     for weight in sorted(found.shared.keys() | first.shared.keys()):
         if weight not in found.shared or weight not in first.shared or weight not in pool.specs:
             raise BadInput(f"{path} does not fit the models: it differs in {weight}; make it again")

@@ -43,10 +43,10 @@ def moments_difference(found: Path, expected: Path) -> Difference:
     Factors of low rank may be turned on another machine, where eigenvectors have other signs, and mean the same.
     """
     one, other = read_moments(found), read_moments(expected)
-    if (one.shared, one.transposed, one.inputs, one.tokens) != (
-        other.shared, other.transposed, other.inputs, other.tokens,
-    ):  # fmt: skip
-        return Difference(absolute=np.inf, relative=np.inf, where="the maps or the tokens that they are of")
+    facts = [(each.shared, each.transposed, each.inputs, each.tokens, each.weighting) for each in (one, other)]
+    if facts[0] != facts[1]:
+        where = "the maps or the tokens that they are of, or what a token counts for"
+        return Difference(absolute=np.inf, relative=np.inf, where=where)
     worst = Difference(absolute=0.0, relative=0.0)
     for name in dict.fromkeys(one.shared.values()):
         here = array_difference(one.matrix(name).numpy(), other.matrix(name).numpy())

@@ -42,6 +42,7 @@ SHARED_PROJECT = {
     "test_promotion": "promoted",
     "test_moves": "promoted",
     "test_registration": "promoted",
+    "test_approval": "promoted",
 }
 
 
@@ -59,8 +60,8 @@ def pytest_collection_modifyitems(items):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """As `--dist loadgroup`, which marks nothing with pytest 9."""
-    return ByProject(config, log)
+    """For `--dist loadfile`; `loadgroup`, which could do this too, marks nothing with pytest 9."""
+    return ByProject(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 class ByProject(LoadScopeScheduling):

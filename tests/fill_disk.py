@@ -19,10 +19,13 @@ def enter_namespace():
     user, group = os.getuid(), os.getgid()
     if ctypes.CDLL(None).unshare(CLONE_NEWUSER | CLONE_NEWNS):
         sys.exit(NO_NAMESPACE)
-    for file, line in {"setgroups": "deny", "uid_map": f"0 {user} 1", "gid_map": f"0 {group} 1"}.items():
-        Path("/proc/self", file).write_text(line)
-    for arguments in (["--make-rprivate", "/"], ["-t", "tmpfs", "tmpfs", "/mnt"]):
-        if subprocess.run(["mount", *arguments]).returncode:
+    try:
+        for file, line in {"setgroups": "deny", "uid_map": f"0 {user} 1", "gid_map": f"0 {group} 1"}.items():
+            Path("/proc/self", file).write_text(line)
+    except OSError:
+        sys.exit(NO_NAMESPACE)
+    for command in ("mount --make-rprivate /", "mount -t tmpfs tmpfs /mnt", "umount /mnt"):
+        if subprocess.run(command.split()).returncode:
             sys.exit(NO_NAMESPACE)
 
 

@@ -145,8 +145,10 @@ def make_project(folder: Path, tokenizer, api_url: str | None = None) -> Project
     template = Path(os.environ[TEMPLATE]) / "project"
     with FileLock(f"{template}.lock"):
         if not template.exists():
-            _make(template.with_name("making"), tokenizer)
-            template.with_name("making").rename(template)
+            making = template.with_name("making")
+            shutil.rmtree(making, ignore_errors=True)
+            _make(making, tokenizer)
+            making.rename(template)
     shutil.copytree(template, folder, symlinks=True, dirs_exist_ok=True)
     return Project(folder, api_url)
 

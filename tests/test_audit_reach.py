@@ -2,6 +2,7 @@
 
 import functools
 import http.server
+import json
 import shutil
 import sqlite3
 import subprocess
@@ -21,6 +22,7 @@ from tasks.audit_full import _groups, check_update
 from tasks.audit_marks import mark
 from tasks.audit_source import read_chain
 from tasks.promote import refusals
+from tasks.refs import file_sha256
 
 NOWHERE = "http://127.0.0.1:9"  # the discard port: nobody listens
 
@@ -268,3 +270,22 @@ def upload(project, monkeypatch, endpoint):
 
 def _git(folder, *arguments):
     subprocess.run(["git", *arguments], cwd=folder, check=True, capture_output=True)
+
+
+def test_lineages_older_than_the_setting_are_those_of_the_paper_s_merge(project):
+    """As an earlier release wrote them: nothing of moments, and no word on how the merge was made."""
+    sha256 = None
+    for number in (1, 2):
+        file = artifact(project, number, "lineage.json")
+        values = json.loads(file.read_text())
+        assert (values.pop("merge"), values.pop("moments")) == ("recall", None)
+        assert [entry.pop("moments") for entry in values["pool"]] == [[], []]
+        if values["previous"]:
+            values["previous"]["lineage_sha256"] = sha256
+        file.write_text(json.dumps(values, indent=1, sort_keys=True))
+        sha256 = file_sha256(file)
+        registry.client().set_model_version_tag("tiny", str(number), registry.LINEAGE, sha256)
+        registry.client().delete_model_version_tag("tiny", str(number), "recall.merge")
+    report = audit("--level", "merge")
+    assert not by_status(report, "failed")
+    assert {link["name"] for link in by_status(report, "unknown")} == {"signature"}

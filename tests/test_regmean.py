@@ -1,8 +1,11 @@
 """RegMean (Jin et al. 2023): second moments of layer inputs, and the closed form on them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from architectures import ARCHITECTURES
 from safetensors.torch import load_file, save_file
 from tiny import adapter, load
 from transformers import AutoModelForCausalLM
@@ -14,6 +17,7 @@ from recall.merge_settings import MOMENTS_FILE
 from recall.merging import merge, merge_by
 from recall.moments import Moments, read_moments, second_moments
 from recall.regmean import regmean
+from recall.remaking_moments import moments_difference
 
 PROMPTS = ["a b c", "one two three four", "x", "many more words than the others have", "short words"]
 OTHER_PROMPTS = ["digits 1 2 3", "zebra", "quick brown foxes jump", "lazy dogs"]
@@ -141,6 +145,35 @@ def test_an_encoder_has_no_response(tmp_path, tiny_tokenizer):
     model = BertModel(BertConfig(vocab_size=len(tiny_tokenizer), **shape)).eval()
     with pytest.raises(BadInput, match="BertModel writes no text, which moments weighted by response need"):
         second_moments(model, tiny_tokenizer, PROMPTS, batch_size=2, max_tokens=32, weighting="response")
+
+
+def test_moments_of_two_weightings_are_not_merged(tiny_model_folder, tmp_path):
+    """Nor are they the same to an audit; files from before there was a choice are uniform, and say nothing."""
+    members = experts(tmp_path, tiny_model_folder)
+    path = moments_of(members)[1]
+    found = read_moments(path)
+    assert found.weighting == "uniform"
+    assert b"weighting" not in path.read_bytes()
+    other = path.with_name("other.safetensors")
+    replace(found, weighting="response").save(other)
+    assert moments_difference(other, path).relative == np.inf
+    with pytest.raises(BadInput, match="has moments weighted response and the first model's are weighted uniform"):
+        merge_by(members, regmean([[moments_of(members)[0]], [other]], shrink=0.9), tmp_path / "out")
+
+
+@pytest.mark.parametrize("weighting", ["uniform", "response"])
+def test_a_model_that_lays_all_tokens_in_one_row_has_the_moments_of_any(tiny_tokenizer, weighting):
+    """OPT does, between its attention and what follows it."""
+    model = ARCHITECTURES["opt"].make().eval()
+    prompts = ["a b c", "one two three four"]
+    together, apart = (
+        second_moments(model, tiny_tokenizer, prompts, batch_size=size, max_tokens=32, weighting=weighting)
+        for size in (2, 1)
+    )
+    assert "model.decoder.layers.0.fc1.weight" in together.shared
+    for name in together.shared:
+        assert float(apart[name].abs().max()) > 0
+        torch.testing.assert_close(together[name], apart[name], rtol=1e-4, atol=1e-6)
 
 
 def test_moments_that_cannot_be_inverted_are_named(tiny_model_folder, tmp_path):

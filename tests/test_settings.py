@@ -173,11 +173,13 @@ def test_an_override_that_is_not_yaml_is_refused(tmp_path: Path) -> None:
         (["weighting.sigma=0"], "--set weighting.sigma=0: weighting.sigma"),
         (["sampling={clusters: many}"], "--set sampling={clusters: many}: sampling.clusters"),
         (["sampling.clusters=0", "sampling.clusters=-1"], "--set sampling.clusters=-1: "),
+        (["finetunning.epochs=3"], "--set finetunning.epochs=3: finetunning is no setting"),
+        (["sampling.clusters.x=3"], "--set sampling.clusters.x=3: sampling.clusters"),
         (["sampling.clusters=5"], "params.yaml: epoch is no setting"),
     ],
 )
 def test_a_mistake_is_laid_to_the_override_that_made_it(tmp_path: Path, overrides: list[str], words: str) -> None:
-    values = changed("epoch", 1) if "epoch" in words else MINIMAL
+    values = changed("epoch", 1) if "epoch is" in words else MINIMAL
     with pytest.raises(BadInput) as error:
         load(tmp_path, values, overrides=overrides)
     assert words in str(error.value)

@@ -194,25 +194,6 @@ def test_the_lineage_says_how_the_merge_was_made_and_by_which_moments(project):
     assert second.settings["update"]["merge"] == "recall_moments", "what level full retrains by"
 
 
-def test_lineages_older_than_the_setting_are_those_of_the_paper_s_merge(audited):
-    """As an earlier release wrote them: nothing of moments, and no word on how the merge was made."""
-    sha256 = None
-    for number in (1, 2):
-        file = artifact(audited, number, "lineage.json")
-        values = json.loads(file.read_text())
-        assert (values.pop("merge"), values.pop("moments")) == ("recall", None)
-        assert [entry.pop("moments") for entry in values["pool"]] == [[], []]
-        if values["previous"]:
-            values["previous"]["lineage_sha256"] = sha256
-        file.write_text(json.dumps(values, indent=1, sort_keys=True))
-        sha256 = file_sha256(file)
-        registry.client().set_model_version_tag("tiny", str(number), registry.LINEAGE, sha256)
-        registry.client().delete_model_version_tag("tiny", str(number), "recall.merge")
-    report = audit("--level", "merge")
-    assert not by_status(report, "failed")
-    assert {link["name"] for link in by_status(report, "unknown")} == {"signature"}
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "kept"),
