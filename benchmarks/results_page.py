@@ -91,6 +91,8 @@ def section(summary: SettingSummary, name: str, out: Path, also: Sequence[Settin
     )  # fmt: skip
     text += differences(summary)
     for other in also:
+        if other.ours not in {one.label for one in other.methods}:
+            continue
         text += ["", escaped(sentence(other)), *differences(other)]
     text += ["", f"![{summary.setting}]({name}.svg)"]
     for key, variants in groupby(varied(summary), key=lambda one: key_of(one.label)):
