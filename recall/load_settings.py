@@ -64,11 +64,13 @@ def _overlay(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 def _where_given(error: ValidationError, overrides: list[str]) -> str:
     """The last --set that gave the first problem's value; empty where a file did."""
-    where = ".".join(str(part) for part in error.errors()[0]["loc"])
-    if not where or error.errors()[0]["type"] == "missing":
-        return ""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
     keys = {text: text.partition("=")[0] for text in overrides}
-    own = [text for text, key in keys.items() if f"{where}.".startswith(f"{key}.") or key.startswith(f"{where}.")]
+    own = [text for text, key in keys.items() if f"{where}.".startswith(f"{key}.")]
+    # A key that goes deeper than there are settings; a whole section may be wrong by what the file has.
+    if not own and first["type"] not in {"missing", "value_error"}:
+        own = [text for text, key in keys.items() if key.startswith(f"{where}.")]
     return f"--set {own[-1]}" if own else ""
 
 

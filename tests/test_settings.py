@@ -185,6 +185,12 @@ def test_a_mistake_is_laid_to_the_override_that_made_it(tmp_path: Path, override
     assert words in str(error.value)
 
 
+def test_a_section_that_the_file_has_wrong_is_laid_to_no_override_in_it(tmp_path: Path) -> None:
+    twice = changed("stream", MINIMAL["stream"] | {"learning_tasks": ["names", "names"]})
+    with pytest.raises(BadInput, match=r"params\.yaml: stream"):
+        load(tmp_path, twice, overrides=["stream.name=other"])
+
+
 def test_a_file_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_bytes("stream: Größe".encode("latin-1"))
     with pytest.raises(BadInput, match="is not UTF-8"):
