@@ -19,6 +19,7 @@ from flows.environment import set_defaults
 from flows.merge_command import merge, moments
 from flows.one_sentence import Config, Debug, Json, Overrides, Profile, errors_in_one_sentence
 from flows.orphans import end_forgotten_runs, end_orphaned_servers, process_tag
+from flows.own_server import OwnServer
 from flows.promotion_command import promote, rollback, status
 from flows.report_command import report
 from recall.load_settings import load_settings
@@ -69,12 +70,14 @@ def _continual_update(
     end_orphaned_servers()
     from flows.preflight import check_inputs
 
-    # Checked here too, before Prefect's server takes its seconds to start and shows errors in its own way.
-    check_inputs(settings, take_in)
+    # Checked here too, before Prefect shows errors in its own way; its server starts while MLflow is imported.
+    server = OwnServer()
+    check_inputs(settings, take_in, meanwhile=server.start)
     from prefect import tags
 
     from flows.continual_update import continual_update
 
+    server.wait()
     with tags(process_tag()):
         end_forgotten_runs()
         # Called as a function, a flow gives its state's data.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -33,8 +34,11 @@ class Inputs:
     draft_reasons: tuple[str, ...]
 
 
-def check_inputs(settings: Settings, take_in: list[str]) -> Inputs:
+def check_inputs(settings: Settings, take_in: list[str], meanwhile: Callable[[], None] = lambda: None) -> Inputs:
     """Check the base model, every data set, the store and MLflow; if all is well, take in what `take_in` names.
+
+    Args:
+        meanwhile: begins what takes its time elsewhere; called once only MLflow, seconds to import, is left.
 
     Raises:
         BadInput: anything that would make the run fail or mislead, in one sentence.
@@ -64,6 +68,7 @@ def check_inputs(settings: Settings, take_in: list[str]) -> Inputs:
     model_known.touch()
     if settings.store_remote:
         check_remote(settings.store_remote)
+    meanwhile()
     registry.client()
     for name in dict.fromkeys(take_in):
         data_versions.take_in(folders[name])
