@@ -35,7 +35,10 @@ def compare(
         ),
     ] = 1,
     vary: Annotated[
-        Repeated, typer.Option(metavar="KEY=V1,V2", help="RECALL with one setting changed, too; repeatable")
+        Repeated,
+        typer.Option(
+            metavar="KEY=V1,V2", help="RECALL with one setting changed, too (of merging, that with moments); repeatable"
+        ),
     ] = [],  # noqa: B006
     split: Annotated[str, typer.Option(help="what is scored on: test, or validation to choose settings by")] = "test",
     results: Annotated[Path, typer.Option(help="JSON lines; what is in it is not made again")] = Path(

@@ -16,7 +16,7 @@ from flows.training import SEQUENTIAL
 from recall.comparison_line import SETTINGS, Setting
 from recall.errors import BadInput
 from recall.load_settings import load_settings
-from recall.merge_settings import BY_MOMENTS, Baseline
+from recall.merge_settings import BY_MOMENTS, READ_BY, Baseline
 from recall.settings import Settings
 
 METHODS = (
@@ -32,8 +32,12 @@ LEFT_OUT: dict[Setting, tuple[str, ...]] = {
 }
 # They do not know which model is the newest, so one merge serves every order.
 ORDERLESS = ("average", "task_arithmetic", "ties", "pruned_average", "regmean")
-# What RECALL's own models depend on; `update` is what the settings single and independent fix.
+# What RECALL's own models depend on; `update` is what the settings single and independent fix. Of `merging`, what
+# RECALL with moments reads, whose variants these are.
 VARIED = ("update", "finetuning", "sampling", "representations", "weighting")
+VARIED_BY_MOMENTS = tuple(f"merging.{name}" for name in READ_BY["recall_moments"])
+# They have a meaning where one update follows another.
+IN_SEQUENCE = ("update.", "merging.hold")
 UNVARIED = ("finetuning.seed", "sampling.seed", "finetuning.ewc", "finetuning.replay", "update.merge")
 
 
@@ -53,7 +57,7 @@ class Options(BaseModel):
 
 @dataclass(frozen=True)
 class Contender:
-    """A method, `base` and `expert NAME` among them; RECALL perhaps with one setting changed (`key`, `value`)."""
+    """A method, `base` and `expert NAME` among them; RECALL's, or that with moments, perhaps with a setting changed."""
 
     method: str
     key: str | None = None
@@ -137,7 +141,7 @@ def newest_orders(own: tuple[str, ...], count: int) -> list[tuple[str, ...]]:
 
 
 def contenders(case: Case, options: Options, variants: dict[Contender, Settings]) -> list[Contender]:
-    """The methods of a case, RECALL's variants last: what every method needs is made first."""
+    """The methods of a case, variants last: what every method needs is made first."""
     experts = ["expert"] if case.setting == "single" else [f"expert {name}" for name in case.learning_tasks]
     named = [name for name in dict.fromkeys(options.methods) if name not in ("base", "recall")]
     methods = [
@@ -146,7 +150,12 @@ def contenders(case: Case, options: Options, variants: dict[Contender, Settings]
         *(name for name in named if name not in LEFT_OUT[case.setting]),
         "recall",
     ]
-    varied = [one for one in variants if case.setting == "stream" or not str(one.key).startswith("update.")]
+    varied = [
+        one
+        for one in variants
+        if one.method not in LEFT_OUT[case.setting]
+        and (case.setting == "stream" or not str(one.key).startswith(IN_SEQUENCE))
+    ]
     return [*map(Contender, methods), *varied]
 
 
@@ -167,10 +176,10 @@ def check_methods(options: Options, settings: Settings) -> None:
 def read_variants(
     options: Options, config: Path, profile: str | None, overrides: list[str]
 ) -> dict[Contender, Settings]:
-    """RECALL with one setting changed, for each value of each --vary.
+    """RECALL with one setting changed, for each value of each --vary; of `merging`, RECALL with moments.
 
     Raises:
-        BadInput: it is no key=value,..., RECALL does not read the key, or a value does not fit.
+        BadInput: it is no key=value,..., neither reads the key, or a value does not fit.
     """
     found = {}
     for text in options.vary:
@@ -178,17 +187,26 @@ def read_variants(
         if not separator or not values:
             raise BadInput(f"--vary {text}: expected key=value,value, for instance --vary weighting.temperature=0.2,1")
         section = key.partition(".")[0]
-        if section not in VARIED or any(key == one or key.startswith(f"{one}.") for one in UNVARIED):
-            why = "that is what --seeds sets" if key.endswith(".seed") else f"RECALL reads {', '.join(VARIED)}"
+        by_moments = key in VARIED_BY_MOMENTS
+        fixed = any(key == one or key.startswith(f"{one}.") for one in UNVARIED)
+        if not by_moments and (section not in VARIED or fixed):
+            why = (
+                "that is what --seeds sets"
+                if key.endswith(".seed")
+                else f"RECALL reads {', '.join(VARIED)}, and with moments {', '.join(VARIED_BY_MOMENTS)}"
+            )
             why = "--method recall_moments is the other merge" if key == "update.merge" else why
             raise BadInput(f"--vary {key} cannot be varied ({why}); take it out")
-        if key.startswith("update.") and "stream" not in options.settings:
+        if key.startswith(IN_SEQUENCE) and "stream" not in options.settings:
             raise BadInput(f"--vary {key} has a meaning in --setting stream alone; add that, or take it out")
+        if by_moments and set(options.settings) <= {"single"}:
+            raise BadInput(f"--vary {key} is of recall_moments, which has no meaning in --setting single; take it out")
         try:
             parsed = yaml.safe_load(f"[{values}]")
         except yaml.YAMLError as error:
             raise BadInput(f"--vary {text}: the values are not YAML; quote them") from error
         for value in parsed:
             shown = yaml.safe_dump(value, default_flow_style=True).removesuffix("\n...\n").strip()
-            found[Contender("recall", key, shown)] = load_settings(config, profile, [*overrides, f"{key}={shown}"])
+            method = "recall_moments" if by_moments else "recall"
+            found[Contender(method, key, shown)] = load_settings(config, profile, [*overrides, f"{key}={shown}"])
     return found

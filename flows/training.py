@@ -24,13 +24,17 @@ def training(stream: Stream, method: str, past: list[Models], data_sets: dict[st
         "train": data_sets[stream.seen(len(past) + 1)[-1]].train,
         "settings": settings.plain,
     }
-    # What is given of earlier learning tasks: a Fisher for EWC, rows for replay, nothing for the others.
+    # What is given of earlier learning tasks: a Fisher for EWC, rows for replay, moments where they hold training.
     if method == "ewc" and past:
         assert past[-1].fisher is not None
         inputs |= {"fisher": past[-1].fisher, "strength": settings.ewc.strength}
     if method == "replay" and past:
         earlier = [data_sets[name].train for name in stream.seen(len(past))]
         inputs |= {"earlier": earlier, "share": settings.replay.share}
+    merge, hold = stream.settings.update.merge if method == "recall" else method, stream.settings.merging.hold
+    kept = [models.moments for models in past if models.moments]
+    if merge == "recall_moments" and hold and kept:
+        inputs |= {"moments": kept, "strength": hold}
     return inputs
 
 
@@ -44,7 +48,8 @@ def train_ahead(stream: Stream, earlier: list[UpdateRecord], data_sets: dict[str
     position = len(earlier) + 1
     for method in stream.methods:
         past = [record.models[method] for record in earlier]
-        if all(stream.has(ref) for models in past[-1:] for ref in models.needed_next):
+        needed = [ref for models in past[-1:] for ref in models.needed_next]
+        if all(map(stream.has, [*needed, *(models.moments for models in past if models.moments)])):
             label = f"{stream.seen(position)[-1]} ({method})"
             finetune.submit(stream.store, label, **training(stream, method, past, data_sets))
     if stream.settings.update.start_from == "base":

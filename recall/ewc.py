@@ -107,6 +107,10 @@ class Consolidation:
         with (self.folder / FILE).open("rb") as file:
             return f"{self.strength!r} {file_digest(file, 'sha256').hexdigest()}"
 
+    def penalty(self, model: PeftModel) -> Penalty:
+        """The penalty for an adapter of `model`; see there."""
+        return Penalty(model, self)
+
 
 class Penalty:
     """strength / 2 * sum_i F_i (s B A)_i^2 over everything that a LoRA adapter changes, exact and with its gradient.

@@ -30,6 +30,7 @@ from recall.checkpoints import Checkpoint, side_files
 from recall.encoding import encode
 from recall.errors import Failed
 from recall.ewc import Consolidation, Penalty
+from recall.holding import HeldOutputs, Hold
 from recall.learning_tasks import Row
 from recall.loading import load_model, load_tokenizer, training_dtype
 from recall.progress import track
@@ -69,7 +70,7 @@ def finetune(
     out: Path,
     work: Path,
     what: str = "fine-tune",
-    keep: Consolidation | None = None,
+    keep: Consolidation | Hold | None = None,
 ) -> FinetuningReport:
     """Train a LoRA adapter (Hu et al. 2021) over the full checkpoint `start` and write it to `out`.
 
@@ -81,10 +82,11 @@ def finetune(
     Started by `accelerate launch` in several processes, each takes every so-manieth batch and a step has them all; the
     first process writes the one adapter.
 
-    With `keep` the loss has the penalty of elastic weight consolidation (see `recall.ewc`) for leaving `start`.
+    With `keep` the loss has a penalty for leaving `start`: elastic weight consolidation's (`recall.ewc`), or that
+    of earlier experts' moments (`recall.holding`).
 
     Raises:
-        BadInput: `start` cannot be loaded, or the Fisher of `keep` is of other weights than LoRA changes.
+        BadInput: `start` cannot be loaded, or the files of `keep` are of other weights than LoRA changes.
         OSError, Failed: `out` or `work` cannot be written.
     """
     started = time.monotonic()
@@ -106,7 +108,7 @@ def finetune(
     )
     trainer.remove_callback(PrinterCallback)
     trainer.reader = LogitReader(model)
-    trainer.penalty = Penalty(model, keep) if keep and keep.strength else None
+    trainer.penalty = keep.penalty(model) if keep and keep.strength else None
     # Has Trainer count the answer tokens of a whole optimiser step.
     trainer.model_accepts_loss_kwargs = True
     with disable_input_dtype_casting(model), _checkpoints_written(work):
@@ -129,7 +131,7 @@ class _AnswerTrainer(Trainer):
     """Trainer whose loss reads the logits at the answer's positions only, and may have a penalty on the weights."""
 
     reader: LogitReader
-    penalty: Penalty | None
+    penalty: Penalty | HeldOutputs | None
     loss_is_scaled_for_ga = True
 
     def compute_loss(
@@ -288,7 +290,7 @@ def _files(folder: Path) -> dict[str, str]:
     return {path.name: sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def _digest(start: Checkpoint, rows: list[Row], settings: FinetuningSettings, keep: Consolidation | None) -> str:
+def _digest(start: Checkpoint, rows: list[Row], settings: FinetuningSettings, keep: Consolidation | Hold | None) -> str:
     """Of all that a checkpoint to go on from shares with this run; another base's would fit as well by its shapes."""
     whole = settings.model_dump_json() + "".join(row.model_dump_json() for row in rows)
     whole += keep.digest() if keep else ""

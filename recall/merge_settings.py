@@ -33,7 +33,7 @@ READ_BY = {
     "pruned_average": ("density", "scale"),
     "dare": ("density", "scale", "seed"),
     "regmean": ("shrink", "moments_rank", "moments_weighting"),
-    "recall_moments": ("shrink", "moments_rank", "moments_weighting"),
+    "recall_moments": ("shrink", "moments_rank", "moments_weighting", "hold"),
 }
 
 
@@ -56,6 +56,13 @@ class MergingSettings(Frozen):
         "uniform",
         exclude_if=lambda weighting: weighting == "uniform",
         description="what an input counts for: all alike (RegMean), or as the answer responds to it (docs/merge.md)",
+    )
+    hold: float = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        exclude_if=lambda hold: hold == 0,
+        description="how strongly earlier experts' moments hold the next one's fine-tuning: recall_moments",
     )
     seed: int = Field(0, ge=0, lt=SEEDS, description="of what is dropped: dare")
 

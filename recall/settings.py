@@ -286,6 +286,15 @@ class Settings(Frozen):
         return self
 
     @model_validator(mode="after")
+    def _held_where_it_learned(self) -> Settings:
+        if self.merging.hold and self.update.start_from == "base":
+            raise ValueError(
+                "merging.hold holds what the current model has learned, and with update.start_from base fine-tuning "
+                "starts without it; set start_from merged, or hold 0"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _runs_anywhere(self) -> Settings:
         if self.runner.kind == "dask" and not self.threads:
             raise ValueError(
