@@ -118,22 +118,25 @@ def test_a_second_comparison_makes_what_is_new_alone(compared, tmp_path):
         whole = file.read_text()
         file.write_text(whole + whole[:200])
         made = {kind: compared.artifacts(kind) for kind in ("experts", "samples", "merged")}
-        more = ("--orders", "2", "--vary", "weighting.temperature=0.2", "--setting", "independent")
+        more = ("--orders", "2", "--vary", "weighting.temperature=0.2", "--vary", "merging.shrink=0.5")
+        more += ("--setting", "independent")
         done = compared.recall("compare", "--json", *WITH, *STREAM, *more)
         found = json.loads(done.stdout)
         assert "half a line at its end, of a killed run, was cut off" in done.stderr
-        assert "6 of 7 methods are in comparison.jsonl already" in done.stderr
-        assert (found["made"], found["found"]) == (1 + 7, 6)
+        assert "6 of 8 methods are in comparison.jsonl already" in done.stderr
+        assert (found["made"], found["found"]) == (2 + 8, 6)
         assert file.read_text().startswith(whole)
-        new = read_lines(file)[-8:]
-        varied = "recall weighting.temperature=0.2"
-        assert [line.label for line in new if line.order == 0] == [varied]
+        new = read_lines(file)[-10:]
+        varied, by_moments = "recall weighting.temperature=0.2", "recall_moments merging.shrink=0.5"
+        assert [line.label for line in new if line.order == 0] == [varied, by_moments]
         other = {line.label: line for line in new if line.order == 1}
         assert other["recall"].merges[0].models == ["base", "reviews", "names"]
         assert other["average"].scores == lines(compared, "independent", "average")[0].scores
         assert other[varied].settings["weighting"]["temperature"] == 0.2
+        assert other[by_moments].settings["merging"]["shrink"] == 0.5
+        assert other["recall_moments"].settings["merging"]["shrink"] == 0.9
         assert [compared.artifacts(kind) for kind in ("experts", "samples")] == [made["experts"], made["samples"]]
-        assert len(compared.artifacts("merged")) == len(made["merged"]) + 4, "with both temperatures, and with moments"
+        assert len(compared.artifacts("merged")) == len(made["merged"]) + 6, "with both temperatures, and both shrinks"
     finally:
         compared.folder = before
 
@@ -172,6 +175,11 @@ def test_the_stream_s_scores_are_those_of_a_run_and_share_its_models(compared):
         (["--vary", "update.merge=recall_moments"], "cannot be varied (--method recall_moments is the other merge)"),
         (["--vary", "sampling.clusters=3,99"], "fewer than sampling.clusters (99)"),
         (["--vary", "update.pool=all", "--setting", "single"], "has a meaning in --setting stream alone"),
+        (["--vary", "merging.hold=1", "--setting", "independent"], "has a meaning in --setting stream alone"),
+        (
+            ["--vary", "merging.shrink=0.5", "--setting", "single"],
+            "--vary merging.shrink is of recall_moments, which has",
+        ),
         (["--results", "data"], "data cannot be written; name another file with --results"),
     ],
 )

@@ -69,7 +69,7 @@ def test_editing_what_the_stage_does_not_use_changes_nothing(edited):
 
 METHOD_OF_STAGE = {
     "versioning": {"errors", "learning_tasks"},
-    "finetune": {"finetuning", "ewc", "replay", "answer_logits", "checkpoints", "encoding"},
+    "finetune": {"finetuning", "ewc", "holding", "replay", "answer_logits", "checkpoints", "encoding"},
     "fisher": {"ewc", "answer_logits", "encoding", "loaded_models"},
     "cluster": {"sampling", "representations", "layers", "loaded_models", "checkpoints"},
     "represent": {"representations", "layers", "loaded_models", "checkpoints"},

@@ -227,9 +227,10 @@ def test_what_the_merge_reads_makes_new_versions_and_of_the_paper_s_merge_none()
         stream_with(ours, "merging.shrink=0.5"),
         stream_with(ours, "merging.moments_rank=8"),
         stream_with(ours, "merging.moments_weighting=response"),
+        stream_with(ours, "merging.hold=10"),
         stream_with(),
     ]
-    assert len({stream.model_key(1) for stream in found}) == 5
+    assert len({stream.model_key(1) for stream in found}) == 6
     assert stream_with(ours, "merging.density=0.5").key(1) == stream_with(ours).key(1)
     assert MergingSettings().read_by("recall_moments") == {"shrink": 0.9, "moments_rank": None}, "as before the choice"
 
@@ -248,6 +249,33 @@ def test_streams_older_than_the_setting_keep_their_keys():
     task = {"name": "names_en_fr", "dvc_hash": "names_en_fr", "kind": "translation", "metric": "chrf", "labels": None}
     expected = {"base_model": "base", "learning_tasks": [task], "settings": reads}
     assert stream.model_key(1) == digest(expected)
+
+
+@pytest.mark.slow
+def test_moments_that_hold_fine_tuning_are_an_input_of_the_next_expert_come_back_from_mlflow_and_are_audited(project):
+    hold = ("--set", "merging.hold=10")
+    project.run(*hold)
+    store = Store(root=project.folder / ".store")
+    first, second = models(project, 3), models(project, 4)
+    inputs = [store.manifest("experts", made["expert"]["fingerprint"])["inputs"] for made in (first, second)]
+    assert "moments" not in inputs[0], "there is nothing to hold yet"
+    assert inputs[1]["moments"] == [first["moments"]["fingerprint"]]
+    assert inputs[1]["strength"] == 10
+    assert weights(3) == weights(1)
+    assert weights(4) != weights(2)
+    assert not by_status(audit("--level", "merge", version=4), "failed")
+    shutil.rmtree(project.folder / ".store")
+    grown = project.run(*THREE, *hold)
+    assert [update["reused"] for update in grown["updates"]] == [True, True, False]
+    third = store.manifest("experts", models(project, 5)["expert"]["fingerprint"])["inputs"]
+    assert third["moments"] == [made["moments"]["fingerprint"] for made in (first, second)]
+
+
+def test_nothing_is_held_where_every_expert_starts_from_the_base():
+    with pytest.raises(
+        BadInput, match=r"merging\.hold holds what the current model has learned, .* set start_from merged"
+    ):
+        stream_with("merging.hold=1", "update.start_from=base")
 
 
 @pytest.mark.slow
