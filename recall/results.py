@@ -68,3 +68,9 @@ class StreamResult(Frozen):
         """`update.merge` of the settings: how the updates were merged. Older results lack it, and were by RECALL."""
         update = self.settings.get("update")
         return str(update.get("merge", "recall")) if isinstance(update, dict) else "recall"
+
+    @property
+    def hold(self) -> float:
+        """`merging.hold` of the settings: how strongly moments held fine-tuning; 0 is not at all."""
+        merging = self.settings.get("merging")
+        return float(merging.get("hold", 0)) if isinstance(merging, dict) else 0.0

@@ -264,6 +264,8 @@ def test_moments_that_hold_fine_tuning_are_an_input_of_the_next_expert_come_back
     assert weights(3) == weights(1)
     assert weights(4) != weights(2)
     assert not by_status(audit("--level", "merge", version=4), "failed")
+    card = (project.folder / "reports" / "audits" / "tiny-4" / "model_card.md").read_text()
+    assert "held each fine-tuning too (strength 10.0)" in card
     shutil.rmtree(project.folder / ".store")
     grown = project.run(*THREE, *hold)
     assert [update["reused"] for update in grown["updates"]] == [True, True, False]
@@ -306,6 +308,9 @@ def test_table_verdict_and_report_of_a_result_say_which_merge_it_was():
     ours = result.model_copy(update=changed)
     assert verdict(ours) == verdict(result).replace("RECALL", "RECALL with moments")
     page = render(ours)
+    assert "Fine-tuning itself was held" not in page
+    held = ours.settings | {"merging": {"hold": 10.0}}
+    assert "Fine-tuning itself was held (strength 10.0)" in render(ours.model_copy(update={"settings": held}))
     assert page.count("RECALL with moments") > 5
     assert page.count('aria-label="Update 1: reviews"') == 0, "nothing was compared"
     assert page.count('aria-label="Update 2: names_fr"') == 1
