@@ -128,11 +128,12 @@ def averages(summary: SettingSummary, methods: list[MethodSummary]) -> Figure:
 
 
 def sensitivity(summary: SettingSummary, key: str, variants: list[MethodSummary]) -> Figure:
-    """Averages over seen and unseen by the value of one setting; the line is RECALL as the settings have it."""
+    """Averages over seen and unseen by the value of one setting; the line is the method as the settings have it."""
     values = [yaml.safe_load(one.label.partition("=")[2]) for one in variants]
     if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         variants = [one for _, one in sorted(zip(values, variants, strict=True), key=lambda pair: pair[0])]
-    (plain,) = [method for method in summary.methods if method.label == "recall"] or [variants[0]]
+    method = variants[0].label.partition(" ")[0]
+    (plain,) = [one for one in summary.methods if one.label == method] or [variants[0]]
     figure, axis = plt.subplots(figsize=(5, 3), layout="constrained")
     for name, colour in ((SEEN, "tab:red"), (UNSEEN, "tab:blue")):
         if name in plain.measures:

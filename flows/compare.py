@@ -92,7 +92,7 @@ def check_comparison(
             read_rows(settings.task_folder(name) / "validation.jsonl", settings.learning_tasks[name])
     for changed in variants.values():
         check_samples(changed)
-        if changed.finetuning.lora != settings.finetuning.lora:
+        if changed.finetuning.lora != settings.finetuning.lora or changed.merging.hold:
             check_model(changed)
     return inputs
 

@@ -90,10 +90,12 @@ class Case:
 
         The methods `recall` and `recall_moments` are the paper's merge and ours, whatever a run merges by.
         """
+        # Of experts that all start from the base none holds another.
+        at_once = {} if self.setting == "stream" else {"hold": 0.0}
         seeds = {
             "finetuning": base.finetuning.model_copy(update={"seed": self.seed}),
             "sampling": base.sampling.model_copy(update={"seed": self.seed}),
-            "merging": base.merging.model_copy(update={"seed": self.seed}),
+            "merging": base.merging.model_copy(update={"seed": self.seed} | at_once),
         }
         tasks = list(self.learning_tasks)
         if self.setting == "independent" and method in ORDERLESS:
@@ -143,11 +145,12 @@ def newest_orders(own: tuple[str, ...], count: int) -> list[tuple[str, ...]]:
 def contenders(case: Case, options: Options, variants: dict[Contender, Settings]) -> list[Contender]:
     """The methods of a case, variants last: what every method needs is made first."""
     experts = ["expert"] if case.setting == "single" else [f"expert {name}" for name in case.learning_tasks]
-    named = [name for name in dict.fromkeys(options.methods) if name not in ("base", "recall")]
+    named = [name for name in options.methods if name not in ("base", "recall")]
+    named += ["recall_moments"] if any(one.method == "recall_moments" for one in variants) else []
     methods = [
         "base",
         *(experts if case.setting != "stream" else []),
-        *(name for name in named if name not in LEFT_OUT[case.setting]),
+        *(name for name in dict.fromkeys(named) if name not in LEFT_OUT[case.setting]),
         "recall",
     ]
     varied = [

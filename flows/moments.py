@@ -62,7 +62,7 @@ def by_moments(
         return keep_newest(stream, label, pool, names).model_copy(update={"samples": samples, "moments": own})
     models = Models(current=expert, expert=expert, samples=samples, moments=own)
     inputs: dict[str, Any] = {
-        "options": settings.merging.read_by(method),
+        "options": {name: value for name, value in settings.merging.read_by(method).items() if name != "hold"},
         "moments": moments_groups(stream, past, own),
     }
     if method == "recall_moments":

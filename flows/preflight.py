@@ -38,7 +38,8 @@ def check_inputs(settings: Settings, take_in: list[str], meanwhile: Callable[[],
     """Check the base model, every data set, the store and MLflow; if all is well, take in what `take_in` names.
 
     Args:
-        meanwhile: begins what takes its time elsewhere; called once only MLflow, seconds to import, is left.
+        meanwhile: begins what takes its time elsewhere; called once only MLflow, seconds to import, is left. A store
+            of MLflow that cannot be used is found after it.
 
     Raises:
         BadInput: anything that would make the run fail or mislead, in one sentence.
@@ -112,6 +113,7 @@ def _model_checked(settings: Settings) -> Path:
     reads = {
         "config": file_sha256(settings.base_folder / "config.json"),
         "target_modules": settings.finetuning.lora.target_modules,
+        **({"held": True} if settings.merging.hold else {}),
         "versions": [version(name) for name in ("transformers", "peft")],
     }
     return settings.store / "checked" / digest(reads)
@@ -125,7 +127,9 @@ def check_model(settings: Settings) -> None:
         return
     import torch
     from peft import LoraConfig, inject_adapter_in_model
+    from peft.tuners.lora import LoraLayer
     from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.pytorch_utils import Conv1D
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(settings.base_folder))
@@ -137,6 +141,15 @@ def check_model(settings: Settings) -> None:
                 f"finetuning.lora.target_modules ({wanted!r}) cannot be used with the base model "
                 f"({' '.join(str(error).split())[:200]}); it has {', '.join(last)}"
             ) from error
+    if settings.merging.hold:
+        head = model.get_output_embeddings()
+        for name, part in model.named_modules():
+            linear = isinstance(part, LoraLayer) and isinstance(part.base_layer, torch.nn.Linear | Conv1D)
+            if isinstance(part, LoraLayer) and (part is head or not linear):
+                raise BadInput(
+                    f"finetuning.lora.target_modules names {name}, which leaves no moments, so merging.hold cannot "
+                    "hold it; name linear maps of the blocks alone, or set hold to 0"
+                )
 
 
 def check_samples(settings: Settings) -> None:

@@ -33,7 +33,7 @@ def training(stream: Stream, method: str, past: list[Models], data_sets: dict[st
         inputs |= {"earlier": earlier, "share": settings.replay.share}
     merge, hold = stream.settings.update.merge if method == "recall" else method, stream.settings.merging.hold
     kept = [models.moments for models in past if models.moments]
-    if merge == "recall_moments" and hold and kept:
+    if merge == "recall_moments" and hold and kept and stream.settings.update.start_from == "merged":
         inputs |= {"moments": kept, "strength": hold}
     return inputs
 

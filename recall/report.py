@@ -68,7 +68,7 @@ def render(result: StreamResult, test_rows: dict[str, int] | None = None) -> str
         best=best_methods(rows),
         methods=[(name, shown[name], result.methods[name].scores) for name in names],
         by_moments=result.merged_by == "recall_moments",
-        hold=result.hold,
+        hold=result.hold if len(result.updates) > 1 else 0,
         key_figures=_key_figures(result),
         trends=_trends(result),
         forgotten=_forgotten(result),

@@ -287,7 +287,8 @@ class Settings(Frozen):
 
     @model_validator(mode="after")
     def _held_where_it_learned(self) -> Settings:
-        if self.merging.hold and self.update.start_from == "base":
+        held = self.merging.hold and "recall_moments" in (self.update.merge, *self.baselines)
+        if held and self.update.start_from == "base":
             raise ValueError(
                 "merging.hold holds what the current model has learned, and with update.start_from base fine-tuning "
                 "starts without it; set start_from merged, or hold 0"

@@ -49,6 +49,37 @@ def test_a_client_finds_the_server_that_was_started_ahead_and_it_ends_with_its_p
         httpx.get(f"{url}health")
 
 
+def test_a_server_that_does_not_come_up_is_ended_and_what_prefect_says_of_it_is_raised(environment):
+    code = """
+        from flows.own_server import OwnServer
+        server = OwnServer()
+        server.start()
+        from prefect.server.api.server import SubprocessASGIServer
+        process = SubprocessASGIServer().server_process
+        try:
+            server.wait()
+        except RuntimeError as error:
+            print(process.poll() is not None, error)
+    """
+    too_short = {"PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "1"}
+    ended, *words = run(code, environment | too_short)
+    assert ended == "True"
+    assert words[:3] == ["Timed", "out", "while"]
+
+
+def test_a_process_that_ends_at_once_leaves_no_server_and_does_not_crash(environment):
+    code = """
+        from flows.own_server import OwnServer
+        server = OwnServer()
+        server.start()
+        from prefect.server.api.server import SubprocessASGIServer
+        print(SubprocessASGIServer().server_process.pid)
+    """
+    (process,) = run(code, environment)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(process), 0)
+
+
 def test_where_a_server_is_named_none_is_started(prefect_harness):
     server = OwnServer()
     server.start()
