@@ -119,6 +119,15 @@ def test_target_modules_as_peft_reads_them(folder, modules):
     assert check_inputs(settings, []).draft_reasons == ()
 
 
+@pytest.mark.parametrize("modules", ["[embed_tokens, q_proj]", "[lm_head]"])
+def test_target_modules_that_no_moments_can_hold(folder, modules):
+    """Also where the same adapter passed before, with nothing held."""
+    targets = f"finetuning.lora.target_modules={modules}"
+    check_inputs(load_settings(folder / "params.yaml", overrides=[targets]), [])
+    sentence = refused(folder, "--set", targets, "--set", "merging.hold=1")
+    assert "which leaves no moments, so merging.hold cannot hold it" in sentence
+
+
 def test_a_row_that_is_no_json(folder):
     file = folder / "data" / "reviews" / "train.jsonl"
     file.write_text(file.read_text() + "{half a row\n")
