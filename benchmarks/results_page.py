@@ -178,7 +178,7 @@ def by_depth(lines: list[Line], name: str, out: Path) -> list[str]:
 
 
 def varied(summary: SettingSummary) -> list[MethodSummary]:
-    """RECALL's variants, those of one setting beside each other."""
+    """Methods with a setting changed, those of one setting beside each other."""
     found = [method for method in summary.methods if "=" in method.label]
     keys = list(dict.fromkeys(key_of(method.label) for method in found))
     return sorted(found, key=lambda method: keys.index(key_of(method.label)))
