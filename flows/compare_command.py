@@ -34,6 +34,9 @@ def compare(
             "counts, so there is one for each learning task at most"
         ),
     ] = 1,
+    paired: Annotated[
+        bool, typer.Option("--paired", help="one order with each seed, the next with the next, instead of every order")
+    ] = False,
     vary: Annotated[
         Repeated,
         typer.Option(
@@ -52,7 +55,8 @@ def compare(
     debug: Debug = False,
 ) -> None:
     """Compare RECALL with the base, the experts and other methods, side by side; nothing is registered."""
-    given = {"settings": setting, "methods": method, "seeds": seeds, "orders": orders, "vary": vary, "split": split}
+    given = {"settings": setting, "methods": method, "seeds": seeds, "orders": orders, "paired": paired}
+    given |= {"vary": vary, "split": split}
     with errors_in_one_sentence(debug):
         found = _compare(given | {"results": results}, config, profile, overrides, take_in, debug)
     if as_json:

@@ -50,6 +50,7 @@ class Options(BaseModel):
     methods: list[str] = list(METHODS)
     seeds: int = Field(1, ge=1)
     orders: int = Field(1, ge=1)
+    paired: bool = False
     vary: list[str] = []
     split: Literal["validation", "test"] = "test"
     results: Path = Path("comparison.jsonl")
@@ -107,7 +108,10 @@ class Case:
 
 
 def all_cases(settings: Settings, options: Options) -> Iterator[Case]:
-    """Every case, seed after seed, so that a comparison that is stopped early has whole ones."""
+    """Every case, seed after seed, so that a comparison that is stopped early has whole ones.
+
+    `paired` takes one order with each seed, the next with the next, instead of every order.
+    """
     own = tuple(settings.stream.learning_tasks)
     for seed in range(options.seeds):
         for setting in dict.fromkeys(options.settings):
@@ -116,8 +120,9 @@ def all_cases(settings: Settings, options: Options) -> Iterator[Case]:
                     yield Case(setting, seed, 0, (name,), tuple(other for other in own if other != name))
                 continue
             orders = stream_orders(own, options.orders) if setting == "stream" else newest_orders(own, options.orders)
-            for number, order in enumerate(orders):
-                yield Case(setting, seed, number, order, ())
+            taken = [seed % len(orders)] if options.paired else range(len(orders))
+            for number in taken:
+                yield Case(setting, seed, number, orders[number], ())
 
 
 def stream_orders(own: tuple[str, ...], count: int) -> list[tuple[str, ...]]:

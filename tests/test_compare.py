@@ -12,7 +12,7 @@ from project import DATA, SPECS, SPLITS
 from typer.testing import CliRunner
 
 from flows.cli import app
-from flows.comparison_cases import Case, newest_orders, stream_orders
+from flows.comparison_cases import Case, Options, all_cases, newest_orders, stream_orders
 from recall.comparison_line import read_lines
 from recall.errors import BadInput
 from recall.load_settings import load_settings
@@ -204,6 +204,18 @@ def test_orders_are_fixed_and_no_two_the_same():
     found = newest_orders(own, 9)
     assert sorted(order[-1] for order in found) == ["a", "b", "c", "d"], "as many as can be the newest"
     assert all(sorted(order) == list(own) for order in found)
+
+
+def test_paired_takes_one_order_with_each_seed(compared):
+    settings = load_settings(compared.folder / "params.yaml")
+    options = Options(settings=["stream", "single"], seeds=3, orders=2, paired=True)
+    cases = list(all_cases(settings, options))
+    assert [(case.seed, case.order) for case in cases if case.setting == "stream"] == [(0, 0), (1, 1), (2, 0)]
+    assert [case for case in cases if case.seed == 1] == [
+        case
+        for case in all_cases(settings, options.model_copy(update={"paired": False}))
+        if case.seed == 1 and (case.setting, case.order) != ("stream", 0)
+    ], "what has no order is in it all the same"
 
 
 def test_a_seed_reaches_training_sampling_and_merging(compared):
