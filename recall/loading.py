@@ -87,10 +87,10 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel | 
     return cast(PreTrainedModel, model.to(device()).eval())
 
 
-def attention() -> str:
-    """The attention that models load with.
+def attention() -> str | None:
+    """The attention that models load with; None is PyTorch's fused kernel where the architecture has it.
 
-    On the CPU PyTorch's fused kernel is the slower one at the lengths used here (SmolLM2-135M in bfloat16, 32 to 512
+    On the CPU that kernel is the slower one at the lengths used here (SmolLM2-135M in bfloat16, 32 to 512
     tokens: by 0 to 15% forward, by 8 to 20% in training; benchmarks/evaluation_speed.py).
     """
-    return "sdpa" if torch.cuda.is_available() else "eager"
+    return None if torch.cuda.is_available() else "eager"

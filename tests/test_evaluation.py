@@ -32,7 +32,7 @@ def loaded(request, tiny_model_folder, tiny_gpt2_folder):
 @torch.inference_mode()
 def log_likelihood(model, tokenizer, prompt, answer):
     """The definition: full logits, no padding, no cache."""
-    ids = tokenizer(f"{prompt} {answer}", return_tensors="pt").input_ids
+    ids = tokenizer(f"{prompt} {answer}", return_tensors="pt").input_ids.to(model.device)
     start = len(tokenizer(prompt).input_ids)
     log_probs_TV = model(ids).logits[0].double().log_softmax(-1)
     return sum(log_probs_TV[place - 1, ids[0, place]].item() for place in range(start, ids.shape[1]))
@@ -44,7 +44,7 @@ def greedy_line(model, tokenizer, prompt, max_new_tokens):
     ids = tokenizer(prompt).input_ids
     start = len(ids)
     while len(ids) < start + max_new_tokens:
-        ids.append(model(torch.tensor([ids])).logits[0, -1].argmax().item())
+        ids.append(model(torch.tensor([ids], device=model.device)).logits[0, -1].argmax().item())
         if ids[-1] == tokenizer.eos_token_id or "\n" in tokenizer.decode(ids[start:]):
             break
     return tokenizer.decode(ids[start:], skip_special_tokens=True).partition("\n")[0].strip()

@@ -40,7 +40,9 @@ def by_hand(folder, rows, names):
     model.double()
     total = {name: torch.zeros_like(model.get_parameter(name)) for name in names}
     for row in rows:
-        ids_1T = tokenizer(f"{row.prompt} {row.target}{tokenizer.eos_token}", return_tensors="pt").input_ids
+        ids_1T = tokenizer(f"{row.prompt} {row.target}{tokenizer.eos_token}", return_tensors="pt").input_ids.to(
+            model.device
+        )
         start = len(tokenizer(row.prompt).input_ids)
         model.zero_grad()
         cross_entropy(model(ids_1T).logits[0, start - 1 : -1], ids_1T[0, start:], reduction="sum").backward()
@@ -56,7 +58,7 @@ def test_the_fisher_is_the_mean_squared_gradient_of_a_row(case, folder_of):
     wanted = by_hand(folder, ROWS[:5], found)
     assert len(found) == {"llama": 3 * 7, "gpt2": 2 * 4, "embeddings": 1 + 3 * 2}[case]
     for name, fisher in found.items():
-        torch.testing.assert_close(fisher.double(), wanted[name], rtol=1e-3, atol=1e-9)
+        torch.testing.assert_close(fisher.double(), wanted[name].to(fisher.device), rtol=1e-3, atol=1e-9)
         assert fisher.dtype == torch.float32
         assert (fisher > 0).any()
 
@@ -94,7 +96,11 @@ def random_adapter(folder, target_modules):
     config = LoraConfig(r=4, lora_alpha=12, target_modules=target_modules, init_lora_weights=False)
     model = get_peft_model(read(folder)[0], config).double()
     layers = {f"{n}.weight": p for n, p in model.get_base_model().named_modules() if isinstance(p, LoraLayer)}
-    return model, layers, {name: torch.rand(layer.weight.shape) for name, layer in layers.items()}
+    return (
+        model,
+        layers,
+        {name: torch.rand(layer.weight.shape, device=layer.weight.device) for name, layer in layers.items()},
+    )
 
 
 @pytest.mark.parametrize("case", TARGETS)

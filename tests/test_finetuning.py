@@ -98,7 +98,9 @@ def test_the_loss_is_the_mean_over_answer_tokens_of_the_definition(tiny_model_fo
     model, tokenizer = load_model(Checkpoint(tiny_model_folder), torch.float32), load_tokenizer(tiny_model_folder)
     total, count = 0.0, 0
     for row in ROWS:
-        ids = tokenizer(f"{row.prompt} {row.target}{tokenizer.eos_token}", return_tensors="pt").input_ids
+        ids = tokenizer(f"{row.prompt} {row.target}{tokenizer.eos_token}", return_tensors="pt").input_ids.to(
+            model.device
+        )
         start = len(tokenizer(row.prompt).input_ids)
         with torch.no_grad():
             total += cross_entropy(model(ids).logits[0, start - 1 : -1], ids[0, start:], reduction="sum").item()
@@ -140,7 +142,9 @@ def test_more_answer_tokens_than_a_chunk_have_the_gradient_of_the_definition(tin
     """Long answers are read in chunks whose logits are computed again in the backward pass."""
     reader = LogitReader(load_model(Checkpoint(tiny_model_folder), torch.float32))
     torch.manual_seed(0)
-    states_NE, tokens_N = torch.randn(2 * CHUNK + 7, 32, requires_grad=True), torch.arange(2 * CHUNK + 7) % 284
+    device = reader.causal_lm.device
+    states_NE = torch.randn(2 * CHUNK + 7, 32, device=device, requires_grad=True)
+    tokens_N = torch.arange(2 * CHUNK + 7, device=device) % 284
     (found_NE,) = torch.autograd.grad(-reader.log_probs(states_NE, tokens_N).sum(), states_NE)
     whole = cross_entropy(states_NE @ reader.head.weight.T, tokens_N, reduction="sum")
     (wanted_NE,) = torch.autograd.grad(whole, states_NE)

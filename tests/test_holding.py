@@ -49,12 +49,12 @@ def test_the_penalty_and_its_gradient_are_those_of_the_dense_formula(
     folder = {"llama": tiny_model_folder, "gpt2": tiny_gpt2_folder}[family]
     files = (leave(folder, "one", weighting, HELD[:3]), leave(folder, "two", weighting, HELD[3:]))
     model, layers = random_adapter(folder)
-    dense = torch.zeros(())
+    dense = torch.zeros((), device=model.device)
     for name, layer in layers.items():
         change, weight = layer.get_delta_weight("default"), layer.weight.detach()
         if layer.fan_in_fan_out:
             change, weight = change.T, weight.T
-        gram = sum(read_moments(file)[name] for file in files)
+        gram = sum(read_moments(file)[name] for file in files).to(change.device)
         trace = torch.trace(change @ gram @ change.T)
         shared = read_moments(files[0]).shared
         sharing = sum(other == shared[name] for other in shared.values())
@@ -79,7 +79,7 @@ def test_of_uniform_moments_it_is_the_change_of_a_map_s_output_relative_to_that_
     tokenizer = load_tokenizer(tiny_model_folder)
     with torch.no_grad(), model.disable_adapter():
         for text in HELD:
-            model(**tokenizer(text, return_tensors="pt"))
+            model(**tokenizer(text, return_tensors="pt").to(model.device))
     changed = sum((inputs @ layer.get_delta_weight("default").T).square().sum() for inputs, _ in seen)
     wanted = changed / sum(output.square().sum() for _, output in seen)
     found = HeldOutputs(model, Hold((leave(tiny_model_folder, "held"),), 2.0))()
@@ -99,7 +99,7 @@ def test_of_moments_weighted_by_response_it_is_how_far_the_hidden_state_of_an_an
         layer.scaling["default"] = 1e-3  # small enough for a first order
         found += HeldOutputs(model, Hold((file,), 2.0))().item()
         for text in HELD:
-            inputs = tokenizer(text, return_tensors="pt")
+            inputs = tokenizer(text, return_tensors="pt").to(model.device)
             with torch.no_grad():
                 after = model(**inputs, output_hidden_states=True).hidden_states[-1][0, -1]
                 with model.disable_adapter():
@@ -154,7 +154,10 @@ def moved(folder, adapter):
 
     def states(network):
         with torch.no_grad():
-            found = [network(**tokenizer(text, return_tensors="pt"), output_hidden_states=True) for text in HELD]
+            found = [
+                network(**tokenizer(text, return_tensors="pt").to(network.device), output_hidden_states=True)
+                for text in HELD
+            ]
         return torch.stack([one.hidden_states[-1][0, -1] for one in found])
 
     return (states(tuned) - states(model)).norm()

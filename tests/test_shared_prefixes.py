@@ -23,7 +23,7 @@ CHOSEN_BT = torch.tensor([[0, 0, 0, 0, 1, 1, 0], [0, 0, 0, 0, 1, 0, 0], [0, 0, 0
 @pytest.fixture(params=["llama", "gpt2"])
 def loaded(request, tiny_model_folder, tiny_gpt2_folder):
     folder = {"llama": tiny_model_folder, "gpt2": tiny_gpt2_folder}[request.param]
-    model = load_model(Checkpoint(folder), torch.float32)
+    model = load_model(Checkpoint(folder), torch.float32).cpu()
     with torch.no_grad():
         model.get_input_embeddings().weight.mul_(3)
     return model, load_tokenizer(folder)
