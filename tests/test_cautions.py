@@ -27,9 +27,10 @@ def with_score(row, column, score):
     return result.model_copy(update={"methods": methods})
 
 
-def with_sigma(sigma, similarities):
+def with_sigma(sigma, similarities, newest=0.6):
+    weights = [[1 - newest, newest]] * 4
     merged = MergeWeights(
-        layers=list("abcd"), models=["current", "new"], weights=[[0.4, 0.6]] * 4, similarities=similarities, sigma=[]
+        layers=list("abcd"), models=["current", "new"], weights=weights, similarities=similarities, sigma=[]
     )
     result = with_update(1, merge=merged)
     return result.model_copy(update={"settings": {"weighting": {"sigma": sigma, "temperature": 1.0}}})
@@ -82,8 +83,10 @@ def test_a_fixed_sigma_that_turns_similarities_into_0_or_1():
 
 
 def test_models_that_see_the_samples_all_alike():
-    (said,) = cautions(with_sigma("median", [[1.0, 1.0]] * 4))
-    assert "the weights are even everywhere" in said
+    alike = [[1.0, 1.0], [0.9, 1.0], [0.9, 1.0], [0.8, 1.0]]
+    (said,) = cautions(with_sigma("median", alike, newest=0.52))
+    assert "0.020 from even ones on average over layers" in said and "(mean similarity 0.90)" in said
+    assert cautions(with_sigma("median", alike, newest=0.54)) == []
 
 
 def test_models_far_apart_where_they_are_deep():
