@@ -94,7 +94,7 @@ def _of_similarities(merge: MergeWeights, fixed_sigma: bool) -> list[str]:
     if uneven < EVEN_WEIGHTS:
         return [
             f"the newest model's weights are {uneven:.3f} from even ones on average over layers, as the models see the "
-            f"samples alike (mean similarity {fmean(older):.2f}): similarity decides next to nothing, and the merge is in "
+            f"samples alike (mean similarity {fmean(older):.2f}): similarity decides nothing, and the merge is in "
             "effect one with even weights"
         ]
     deep = [max(row[:-1]) for row in merge.similarities[len(merge.similarities) // 2 :]]
