@@ -53,6 +53,15 @@ class Page(HTMLParser):
         return sum(name == tag and css_class in (found.get("class") or "").split() for name, found in self.elements)
 
 
+def test_a_baseline_that_was_held_in_fine_tuning_is_said_to_be() -> None:
+    plain = sample_result()
+    methods = {**plain.methods, "recall_moments": plain.methods["recall"]}
+    held = plain.model_copy(update={"methods": methods, "settings": {"merging": {"hold": 10.0}}})
+    assert "Fine-tuning of RECALL with moments was held (strength 10.0)" in Page(render(held)).text
+    for other in (held.model_copy(update={"settings": {}}), held.model_copy(update={"methods": plain.methods})):
+        assert "was held" not in Page(render(other)).text
+
+
 def named(name: str) -> StreamResult:
     """The sample with every learning task, model and the stream called `name` and a number."""
     result = sample_result()
