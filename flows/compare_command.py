@@ -35,7 +35,7 @@ def compare(
         ),
     ] = 1,
     paired: Annotated[
-        bool, typer.Option("--paired", help="one order with each seed, the next with the next, instead of every order")
+        bool, typer.Option("--paired", help="seed i goes with order i alone, not with every order")
     ] = False,
     vary: Annotated[
         Repeated,

@@ -110,8 +110,15 @@ class Case:
 def all_cases(settings: Settings, options: Options) -> Iterator[Case]:
     """Every case, seed after seed, so that a comparison that is stopped early has whole ones.
 
-    `paired` takes one order with each seed, the next with the next, instead of every order.
+    `paired` has seed i go with order i alone, and from the first order on again where there are fewer of them.
+
+    Raises:
+        BadInput: there are not so many orders, or not the seeds to go with them.
     """
+    if options.paired and options.orders > options.seeds:
+        raise BadInput(
+            f"--paired: {options.orders} orders need as many seeds, and there are {options.seeds}; raise --seeds"
+        )
     own = tuple(settings.stream.learning_tasks)
     for seed in range(options.seeds):
         for setting in dict.fromkeys(options.settings):

@@ -18,8 +18,6 @@ DEFAULTS = {
     "MLFLOW_LOGGING_LEVEL": "ERROR",
     # One bar a stage is ours (recall.progress); MLflow would draw one for every small file it reads.
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    # What a GPU needs to give the same bits twice; read when cuBLAS is first used.
-    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
     "TRANSFORMERS_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "false",
 }

@@ -59,9 +59,9 @@ class LogitReader:
         """States (N, ...) at the chosen places of rows that are padded on the right, for which causal attention needs
         no mask.
 
-        What all rows begin with, as a template's words, is read once for all of them, and so is its gradient computed
-        (but with dropout, which is to hit each row apart, and on a GPU, where a second pass's launches cost more than
-        the tokens that it saves).
+        What all rows begin with, as a template's words, is read once for all of them, and so is its gradient computed.
+        Not so with dropout, which is to hit each row apart, nor on a GPU, which waits for kernel launches at these
+        lengths: a pass of their own doubles them.
         """
         shared = self._shared_tokens(ids_BT, chosen_BT)
         if not shared:

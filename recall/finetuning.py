@@ -257,13 +257,12 @@ def _training_arguments(settings: FinetuningSettings, batches: int, work: Path) 
 
 
 def _compute_deterministically() -> None:
-    """A GPU too gives the same bits twice.
+    """A GPU too gives the same bits twice, with cuBLAS set up as in `recall.loading`.
 
-    Transformers' `full_determinism` would also have the host wait for every kernel, and give cuBLAS next to no memory.
+    Transformers' `full_determinism` gives cuBLAS next to no memory and, set before CUDA starts, has the host wait for
+    every kernel.
     """
     if torch.cuda.is_available():
-        # Read when cuBLAS is first used, so flows/environment.py sets it too.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
         # Or every new tensor is filled first, by a kernel of its own.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
@@ -311,6 +310,8 @@ def _digest(start: Checkpoint, rows: list[Row], settings: FinetuningSettings, ke
     for path in [*weight_files(start.folder), *side_files(start.folder)]:
         with path.open("rb") as file:
             whole += f" {path.name} {file_digest(file, 'sha256').hexdigest()}"
+    if torch.cuda.is_available():
+        whole += f" {torch.cuda.get_device_name()} {os.environ['CUBLAS_WORKSPACE_CONFIG']}"
     whole += (
         f" {[module.__version__ for module in (torch, transformers, peft)]} {_processes()} {torch.get_num_threads()}"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +16,8 @@ from recall.checkpoints import Checkpoint
 from recall.errors import BadInput, one_line
 from recall.model_classes import model_class, read_config
 
+# Has a GPU give the same bits twice; read when cuBLAS is first used.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 # One bar a stage (recall.progress), and every load problem that matters is an error of ours.
 transformers_logging.disable_progress_bar()
 
@@ -88,7 +91,7 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel | 
 
 
 def attention() -> str | None:
-    """The attention that models load with; None is PyTorch's fused kernel where the architecture has it.
+    """The attention that models load with; None is PyTorch's fused kernel where the architecture has it, else eager.
 
     On the CPU that kernel is the slower one at the lengths used here (SmolLM2-135M in bfloat16, 32 to 512
     tokens: by 0 to 15% forward, by 8 to 20% in training; benchmarks/evaluation_speed.py).

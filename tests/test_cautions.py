@@ -85,8 +85,16 @@ def test_a_fixed_sigma_that_turns_similarities_into_0_or_1():
 def test_models_that_see_the_samples_all_alike():
     alike = [[1.0, 1.0], [0.9, 1.0], [0.9, 1.0], [0.8, 1.0]]
     (said,) = cautions(with_sigma("median", alike, newest=0.52))
-    assert "0.020 from even ones on average over layers" in said and "(mean similarity 0.90)" in said
+    assert "the smallest is 7.7% under the largest, by a mean similarity of 0.90" in said
     assert cautions(with_sigma("median", alike, newest=0.54)) == []
+
+
+def test_one_model_of_many_that_is_left_out_makes_weights_uneven():
+    weights, similarities = [[0.07, *[0.186] * 5]] * 4, [[0.02, *[1.0] * 5]] * 4
+    most = MergeWeights(
+        layers=list("abcd"), models=list("uvwxyz"), weights=weights, similarities=similarities, sigma=[]
+    )
+    assert not [said for said in cautions(with_update(2, merge=most)) if "in effect even" in said]
 
 
 def test_models_far_apart_where_they_are_deep():

@@ -166,6 +166,7 @@ def test_the_stream_s_scores_are_those_of_a_run_and_share_its_models(compared):
         (["--split", "train"], "--split train"),
         (["--seeds", "0"], "--seeds 0"),
         (["--orders", "7"], "--orders 7: 3 learning tasks have 6 orders"),
+        (["--orders", "3", "--seeds", "2", "--paired"], "--paired: 3 orders need as many seeds, and there are 2"),
         (["--method", "ewc", "--setting", "single"], "--method ewc has no meaning in --setting single"),
         (["--vary", "weighting.temperature"], "expected key=value,value"),
         (["--vary", "weighting.warmth=1"], "weighting.warmth is no setting; check its spelling"),
