@@ -217,6 +217,8 @@ def test_paired_takes_one_order_with_each_seed(compared):
         for case in all_cases(settings, options.model_copy(update={"paired": False}))
         if case.seed == 1 and (case.setting, case.order) != ("stream", 0)
     ], "what has no order is in it all the same"
+    at_once = all_cases(settings, options.model_copy(update={"settings": ["independent"], "seeds": 5, "orders": 5}))
+    assert [(case.seed, case.order) for case in at_once] == [(0, 0), (1, 1), (2, 2), (3, 0), (4, 1)], "3 can be newest"
 
 
 def test_a_seed_reaches_training_sampling_and_merging(compared):
