@@ -37,8 +37,7 @@ def cautions(result: StreamResult) -> list[str]:
             *_of_scores(result, number),
             *(_of_clusters(update.cluster_sizes) if _set_to(result, "sampling", "choice") != "farthest" else []),
             *(_of_similarities(update.merge, fixed_sigma) if similarity != "depth" else []),
-            *_of_weights(update.merge),
-            *(_of_pool(update.merge) if result.merged_by == "recall" else []),
+            *([*_of_weights(update.merge), *_of_pool(update.merge)] if result.merged_by == "recall" else []),
         ]
         found += [f"update {number}, {update.learning_task}: {sign}" for sign in signs]
     return found + _of_the_end(result)
