@@ -3,8 +3,9 @@
     python benchmarks/real_data.py FOLDER [--out params-real.yaml] [--rows train=200,validation=50,test=100]
 
 FOLDER has a folder a learning task, with `card.json` (kind, metric, labels, licence) and `train.jsonl`,
-`validation.jsonl` and `test.jsonl` (rows of id, prompt, target, references). The rest of the settings is params.yaml's,
-but for a learning rate that is not set high on purpose and room for a translated sentence. Then, in a clone:
+`validation.jsonl` and `test.jsonl` (rows of id, prompt, target, references). A learning task that is not there may be
+one of params.yaml, as `--unseen agnews boolq film_reviews`. The rest of the settings is params.yaml's, but for a
+learning rate that is not set high on purpose and room for a translated sentence. Then, in a clone:
 
     make data                              # the base model, tracked by DVC
     for name in sst2 squad_v2 iwslt_enfr dream medmcqa agnews boolq; do
@@ -56,10 +57,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def settings(folder: Path, params: Path, stream: list[str], unseen: list[str], rows: dict[str, int]) -> dict[str, Any]:
-    """The values of params.yaml with the learning tasks of `folder`."""
+    """The values of params.yaml with the learning tasks of `folder`, and those of its own that are asked for."""
     values: dict[str, Any] = yaml.safe_load(params.read_text(encoding="utf-8"))
     values["stream"] = {"name": "real-data", "learning_tasks": stream, "unseen": unseen}
-    values["learning_tasks"] = {name: learning_task(folder / name, rows) for name in [*stream, *unseen]}
+    own = {name: spec for name, spec in values["learning_tasks"].items() if not (folder / name).is_dir()}
+    values["learning_tasks"] = {
+        name: own[name] if name in own else learning_task(folder / name, rows) for name in [*stream, *unseen]
+    }
     values["finetuning"] = values.get("finetuning", {}) | {"learning_rate": 5e-4}
     values["evaluation"] = values.get("evaluation", {}) | {"max_new_tokens": 48}
     return values

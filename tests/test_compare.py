@@ -279,6 +279,10 @@ def test_real_data_becomes_settings_that_prepare_reads(real_data, tmp_path, monk
     assert prepare(["task", "real_reviews", "--config", str(out)]) == 0
     counts = {path.stem: len(path.read_text().splitlines()) for path in (tmp_path / "data").rglob("*.jsonl")}
     assert counts == {"train": 20, "validation": 3, "test": 4}
+    assert real_params(real_data, "--unseen", "real_films", "film_reviews", *params, out=out) == 0
+    with_ours = yaml.safe_load(out.read_text())
+    assert with_ours["learning_tasks"]["film_reviews"]["source"]["builder"] == "film_reviews"
+    assert with_ours["stream"]["unseen"] == ["real_films", "film_reviews"]
     assert real_params(tmp_path, *params, out=out) == 2
     assert "card.json is no data set's card" in capsys.readouterr().err
     assert real_params(real_data, "--rows", "many", *params, out=out) == 2
