@@ -18,11 +18,12 @@ from flows.comparison_cases import (
     contenders,
     read_variants,
 )
+from flows.comparison_jobs import make_at_once
 from flows.comparison_lines import identity, make_line
 from flows.continual_update import begin
 from flows.orphans import untagged_tasks
 from flows.preflight import Inputs, check_inputs, check_model, check_samples
-from flows.stream_state import open_stream
+from flows.stream_state import Stream, open_stream
 from recall.comparison import compare_lines
 from recall.comparison_line import Line, append, check_writable, mend, read_lines
 from recall.learning_tasks import read_rows
@@ -40,38 +41,54 @@ def compare(
     config: str = "params.yaml",
     profile: str | None = None,
     overrides: list[str] | None = None,
+    jobs: int = 1,
+    only: str | None = None,
 ) -> State[dict[str, Any]]:
-    """Make what the results file does not hold yet, and sum up all that was asked for; returns that as JSON."""
+    """Make what the results file does not hold yet, and sum up all that was asked for; returns that as JSON.
+
+    With `jobs` over 1 that many processes make it; `only` is the label that this one of them makes.
+    """
     settings = load_settings(Path(config), profile, overrides)
     variants = read_variants(options, Path(config), profile, overrides or [])
     stream = open_stream(settings, check_comparison(settings, options, variants, []))
-    if mend(options.results):
+    if only is None and mend(options.results):
         console.print(f"{options.results}: half a line at its end, of a killed run, was cut off", soft_wrap=True)
+    wanted = {case: _keys(stream, case, options, variants) for case in all_cases(settings, options)}
+    before = {line.key for line in read_lines(options.results)}
+    labels = {one.label: None for keys in wanted.values() for one, key in keys.items() if key not in before}
+    if jobs > 1 and len(labels) > 1:
+        given = {"config": config, "profile": profile, "overrides": overrides or []}
+        make_at_once(list(labels), jobs, given | {"options": options.model_dump(mode="json")})
     found = {line.key: line for line in read_lines(options.results)}
     lines: list[Line] = []
-    made = 0
     data_sets: dict[str, DatasetRef] = {}
     with untagged_tasks(), workers(settings.runner, settings.threads, stream.store.root):
-        for case in all_cases(settings, options):
-            own = contenders(case, options, variants)
-            keys = {one: identity(stream, case, one, variants.get(one, settings), options.split)["key"] for one in own}
-            missing = [one for one, key in keys.items() if key not in found]
-            _say(case, len(own) - len(missing), len(own), options.results)
+        for case, keys in wanted.items():
+            missing = [one for one, key in keys.items() if key not in found and only in (None, one.label)]
+            _say(case, len(keys) - len(missing), len(keys), options.results)
             for contender in missing:
                 data_sets = data_sets or scored_on(begin(stream), options.split)
                 changed = variants.get(contender, settings)
                 line = make_line(stream, case, contender, changed, options.split, data_sets)
                 append(options.results, line)
                 found[line.key] = line
-                made += 1
-            ours = [found[key] for key in keys.values()]
-            comparison_runs.log_case(settings.stream.name, case.name, ours)
-            lines += ours
+            if only is None:
+                ours = [found[key] for key in keys.values()]
+                comparison_runs.log_case(settings.stream.name, case.name, ours)
+                lines += ours
+    made = len({line.key for line in lines} - before)
     said = f"{made} of {len(lines)} results made, the others found in {options.results}"
-    summaries = [summary.model_dump(mode="json") for summary in compare_lines(lines)]
+    summaries = [summary.model_dump(mode="json") for summary in compare_lines(lines)] if only is None else []
     return Completed(
         message=said, data={"made": made, "found": len(lines) - made, "said": said, "comparisons": summaries}
     )
+
+
+def _keys(stream: Stream, case: Case, options: Options, variants: dict[Contender, Settings]) -> dict[Contender, str]:
+    """By which the results file knows a case's methods."""
+    own = contenders(case, options, variants)
+    settings = stream.settings
+    return {one: identity(stream, case, one, variants.get(one, settings), options.split)["key"] for one in own}
 
 
 def check_comparison(

@@ -47,6 +47,10 @@ def compare(
     results: Annotated[Path, typer.Option(help="JSON lines; what is in it is not made again")] = Path(
         "comparison.jsonl"
     ),
+    jobs: Annotated[
+        int,
+        typer.Option(min=1, help="methods made at once, each in a process of its own: for a GPU, or with threads=1"),
+    ] = 1,
     config: Config = Path("params.yaml"),
     profile: Profile = None,
     overrides: Overrides = [],  # noqa: B006
@@ -58,7 +62,7 @@ def compare(
     given = {"settings": setting, "methods": method, "seeds": seeds, "orders": orders, "paired": paired}
     given |= {"vary": vary, "split": split}
     with errors_in_one_sentence(debug):
-        found = _compare(given | {"results": results}, config, profile, overrides, take_in, debug)
+        found = _compare(given | {"results": results}, config, profile, overrides, take_in, jobs, debug)
     if as_json:
         print(json.dumps(found | {"results": str(results)}, indent=2))
     else:
@@ -71,6 +75,7 @@ def _compare(
     profile: str | None,
     overrides: list[str],
     take_in: list[str],
+    jobs: int,
     debug: bool,
 ) -> dict[str, Any]:
     settings = load_settings(config, profile, overrides)
@@ -90,14 +95,16 @@ def _compare(
     variants = read_variants(options, config, profile, overrides)
     from flows.compare import check_comparison
     from flows.compare import compare as flow
+    from flows.comparison_jobs import check_jobs
 
+    check_jobs(jobs, settings)
     # Checked here too, before Prefect's server takes its seconds to start and shows errors in its own way.
     check_comparison(settings, options, variants, take_in)
     from prefect import tags
 
     with tags(process_tag()):
         end_forgotten_runs()
-        found: Any = flow(options, str(config), profile, overrides)
+        found: Any = flow(options, str(config), profile, overrides, jobs)
     return dict(found)
 
 

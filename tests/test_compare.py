@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from tasks import registry
 
 ROOT = Path(__file__).parent.parent
 WITH = ("--method", "average", "--method", "recall_moments")
+needs_two_cores = pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two processes need two cores")
 STREAM = ("--set", "stream.learning_tasks=[names, reviews]", "--set", "stream.unseen=[films]")
 
 
@@ -141,6 +143,31 @@ def test_a_second_comparison_makes_what_is_new_alone(compared, tmp_path):
         compared.folder = before
 
 
+@needs_two_cores
+def test_methods_at_once_have_the_scores_of_one_after_the_other(compared, new_project):
+    project = new_project("at-once")
+    asked = ("--setting", "stream", "--method", "average", *STREAM)
+    found = json.loads(project.recall("compare", "--json", *asked, "--jobs", "2").stdout)
+    assert (found["made"], found["found"]) == (3, 0)
+    made = {line.label: line for line in read_lines(project.folder / "comparison.jsonl")}
+    assert made.keys() == {"base", "average", "recall"}
+    for label, line in made.items():
+        (other,) = lines(compared, "stream", label)
+        assert (line.key, line.rows) == (other.key, other.rows)
+    assert len(project.artifacts("experts")) == 1 + 2, "the first expert is every method's and was trained once"
+    (run,) = MlflowClient(f"sqlite:///{project.folder / 'mlflow.db'}").search_runs(["1"])
+    assert run.data.metrics["average/names"] == made["average"].scores["names"]
+
+
+def test_a_process_that_fails_says_why_and_the_others_go_on(compared):
+    """The settings that the processes are handed are of a file that is gone."""
+    given = {"config": "gone.yaml", "profile": None, "overrides": [], "options": {}}
+    script = f"from flows.comparison_jobs import make_at_once\nmake_at_once(['ewc', 'recall'], 2, {given})"
+    done = compared.python("-c", script, expect=1)
+    assert " failed (so did 1 more): gone.yaml cannot be read" in done.stderr
+    assert "what was made is kept, so run the same again" in done.stderr
+
+
 @pytest.mark.slow
 def test_the_stream_s_scores_are_those_of_a_run_and_share_its_models(compared):
     compared.recall("compare", "--setting", "stream", "--method", "sequential", *STREAM)
@@ -181,6 +208,8 @@ def test_the_stream_s_scores_are_those_of_a_run_and_share_its_models(compared):
             ["--vary", "merging.shrink=0.5", "--setting", "single"],
             "--vary merging.shrink is of recall_moments, which has",
         ),
+        (["--jobs", "1000"], "--jobs 1000 of 1 threads each need 1000 cores"),
+        (["--jobs", "2", "--set", "runner.kind=dask"], "both start processes; take one of the two"),
         (["--results", "data"], "data cannot be written; name another file with --results"),
     ],
 )
