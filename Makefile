@@ -6,7 +6,12 @@ READY := $(VENV)/.ready
 PYTEST := python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 export PATH := $(BIN):$(PATH)
 
-.PHONY: setup data run test test-examples test-slow test-nightly test-server chaos lint types check clean
+# In the order of docs/results.md.
+RESULTS := default-stream default-stream-gpu default-stream-rank-64 default-single real-independent real-five real-five-stream \
+	real-five-gpu real-five-gpu-second-order default-independent default-independent-response real-stream \
+	validation-independent validation-independent-response validation-stream
+
+.PHONY: setup data run results test test-examples test-slow test-nightly test-server chaos lint types check clean
 
 run: data
 	recall run
@@ -33,6 +38,11 @@ test-server: setup
 # Every fault that we can make, each followed by the same command again; `make chaos FAULTS="disk kill"` takes some.
 chaos: setup
 	python -m chaos $(FAULTS)
+
+# The tables and plots of docs/results.md, out of its lines.
+results: setup
+	OMP_NUM_THREADS=1 python benchmarks/results_page.py $(RESULTS:%=docs/results/%.jsonl) \
+		--also recall_moments --also "recall_moments merging.hold=10" --out docs/results
 
 check: setup lint types
 	lint-imports
