@@ -6,10 +6,11 @@ READY := $(VENV)/.ready
 PYTEST := python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 export PATH := $(BIN):$(PATH)
 
-# In the order of docs/results.md.
+# What docs/results.md has tables and plots of.
 RESULTS := default-stream default-stream-gpu default-stream-rank-64 default-single real-independent real-five real-five-stream \
-	real-five-gpu real-five-gpu-second-order default-independent default-independent-response real-stream \
-	validation-independent validation-independent-response validation-stream
+	real-five-gpu real-five-gpu-first real-five-gpu-second-order real-six default-independent default-independent-response real-stream \
+	validation-independent validation-independent-5-samples \
+	validation-independent-200-samples validation-independent-response validation-stream validation-stream-rank-64
 
 .PHONY: setup data run results test test-examples test-slow test-nightly test-server chaos lint types check clean
 

@@ -4,8 +4,8 @@
 
 FOLDER has a folder a learning task, with `card.json` (kind, metric, labels, licence) and `train.jsonl`,
 `validation.jsonl` and `test.jsonl` (rows of id, prompt, target, references). A learning task that is not there may be
-one of params.yaml, as `--unseen agnews boolq film_reviews`. The rest of the settings is params.yaml's, but for a
-learning rate that is not set high on purpose and room for a translated sentence. Then, in a clone:
+one of params.yaml, with its rows, as `--unseen agnews boolq film_reviews`. The rest of the settings is params.yaml's,
+but for a learning rate that is not set high on purpose and room for a translated sentence. Then, in a clone:
 
     make data                              # the base model, tracked by DVC
     for name in sst2 squad_v2 iwslt_enfr dream medmcqa agnews boolq; do
@@ -50,6 +50,9 @@ def main(arguments: list[str] | None = None) -> int:
         )
         given.out.write_text(text, encoding="utf-8")
         load_settings(given.out)
+        ours = [name for name in values["learning_tasks"] if not (given.folder / name).is_dir()]
+        if ours:
+            print(f"not in {given.folder}, so as {given.params} has them: {', '.join(ours)}")
     except BadInput as error:
         print(error, file=sys.stderr)
         return 2
@@ -60,7 +63,7 @@ def settings(folder: Path, params: Path, stream: list[str], unseen: list[str], r
     """The values of params.yaml with the learning tasks of `folder`, and those of its own that are asked for."""
     values: dict[str, Any] = yaml.safe_load(params.read_text(encoding="utf-8"))
     values["stream"] = {"name": "real-data", "learning_tasks": stream, "unseen": unseen}
-    own = {name: spec for name, spec in values["learning_tasks"].items() if not (folder / name).is_dir()}
+    own = {name: spec for name, spec in values.get("learning_tasks", {}).items() if not (folder / name).is_dir()}
     values["learning_tasks"] = {
         name: own[name] if name in own else learning_task(folder / name, rows) for name in [*stream, *unseen]
     }

@@ -46,7 +46,8 @@ def compare(
 ) -> State[dict[str, Any]]:
     """Make what the results file does not hold yet, and sum up all that was asked for; returns that as JSON.
 
-    With `jobs` over 1 that many processes make it; `only` is the label that this one of them makes.
+    With `jobs` over 1 that many processes make it, each one label through all cases, and MLflow has the cases once all
+    are there; `only` is the label that this process of them makes.
     """
     settings = load_settings(Path(config), profile, overrides)
     variants = read_variants(options, Path(config), profile, overrides or [])
@@ -58,7 +59,7 @@ def compare(
     labels = {one.label: None for keys in wanted.values() for one, key in keys.items() if key not in before}
     if jobs > 1 and len(labels) > 1:
         given = {"config": config, "profile": profile, "overrides": overrides or []}
-        make_at_once(list(labels), jobs, given | {"options": options.model_dump(mode="json")})
+        make_at_once(list(labels), jobs, given | {"options": options.model_dump(mode="json")}, settings.store / "logs")
     found = {line.key: line for line in read_lines(options.results)}
     lines: list[Line] = []
     data_sets: dict[str, DatasetRef] = {}
@@ -78,6 +79,7 @@ def compare(
                 lines += ours
     made = len({line.key for line in lines} - before)
     said = f"{made} of {len(lines)} results made, the others found in {options.results}"
+    said = said if only is None else f"the results of {only} are in {options.results}"
     summaries = [summary.model_dump(mode="json") for summary in compare_lines(lines)] if only is None else []
     return Completed(
         message=said, data={"made": made, "found": len(lines) - made, "said": said, "comparisons": summaries}

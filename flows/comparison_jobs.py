@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from pathlib import Path
+from signal import SIGKILL
 from typing import Any
 
 from prefect.client.orchestration import get_client
 
 from recall.errors import BadInput, Failed
-from recall.progress import track
+from recall.progress import console, track
 from recall.settings import Settings
 
-SAYS = "recall: "
+SAYS, SEE_DEBUG = "recall: ", " (--debug shows where)"
+PATIENCE = 30  # seconds that a process has to end by itself
 
 
 def check_jobs(jobs: int, settings: Settings) -> None:
@@ -36,44 +39,51 @@ def check_jobs(jobs: int, settings: Settings) -> None:
         )
 
 
-def make_at_once(labels: list[str], jobs: int, arguments: dict[str, Any]) -> None:
+def make_at_once(labels: list[str], jobs: int, arguments: dict[str, Any], logs: Path) -> None:
     """Have `jobs` processes at a time make what the results file lacks of one label each, and append it there.
 
     They work in one store, whose locks let the first make what several need, and on this process's Prefect server.
+    Where one fails the others go on.
 
     Args:
         arguments: those of the flow `compare`, as JSON has them.
+        logs: the folder for what each says; the log of one that did what it should is removed.
 
     Raises:
-        Failed: one of them failed, in its sentence; all that the others made is in the file.
+        BadInput, Failed: one of them did, in its sentence; all that the others made is in the file.
     """
-    failed = {}
-    with tempfile.TemporaryDirectory() as logs, get_client(sync_client=True) as client:
+    failed: dict[str, tuple[int, str]] = {}
+    logs.mkdir(parents=True, exist_ok=True)
+    with get_client(sync_client=True) as client:
         environment = os.environ | {"PREFECT_API_URL": str(client.api_url)}
-        ended = _ended(labels, jobs, arguments, Path(logs), environment)
+    with closing(_ended(labels, jobs, arguments, logs, environment)) as ended:
         for label, code, log in track(ended, "methods", total=len(labels)):
             if code:
-                failed[label] = _sentence(log, code)
+                failed[label] = code, f"{_why(log, code)} ({log} has what it said)"
+            else:
+                log.unlink()
     if failed:
-        label, why = next(iter(failed.items()))
-        others = f" (so did {len(failed) - 1} more)" if len(failed) > 1 else ""
-        raise Failed(f"{label} failed{others}: {why}; what was made is kept, so run the same again")
+        label, (_, why) = next(iter(failed.items()))
+        others = f", and {len(failed) - 1} more failed" if len(failed) > 1 else ""
+        said = f"{label}{others}: {why}; what was made is kept, so run the same again"
+        raise BadInput(said) if {code for code, _ in failed.values()} == {2} else Failed(said)
 
 
 def _ended(
     labels: list[str], jobs: int, arguments: dict[str, Any], logs: Path, environment: dict[str, str]
-) -> Iterator[tuple[str, int, Path]]:
-    """Each label's process as it ends, with its exit code and what it said; none outlives this one's interruption."""
-    waiting, running = list(enumerate(labels)), dict[str, tuple[subprocess.Popen[bytes], Path]]()
+) -> Generator[tuple[str, int, Path]]:
+    """Each label's process as it ends, with its exit code and what it said; when this stops, they are ended too."""
+    waiting, running = list(labels), dict[str, tuple[subprocess.Popen[bytes], Path]]()
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
-                number, label = waiting.pop(0)
-                log = logs / f"{number}.log"
+                label = waiting.pop(0)
+                log = logs / f"compare-{re.sub(r'[^A-Za-z0-9.=]+', '-', label)}.log"
                 command = [sys.executable, "-m", "flows.compare_one", json.dumps(arguments | {"only": label})]
                 with log.open("wb") as file:
                     process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
                 running[label] = process, log
+                console.print(f"started: {label}", highlight=False, markup=False, soft_wrap=True)
             time.sleep(0.1)
             for label, (process, log) in list(running.items()):
                 code = process.poll()
@@ -84,10 +94,16 @@ def _ended(
         for process, _ in running.values():
             process.terminate()
         for process, _ in running.values():
-            process.wait()
+            try:
+                process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                process.kill()
 
 
-def _sentence(log: Path, code: int) -> str:
-    lines = log.read_text(errors="replace").splitlines()
-    said = [line.removeprefix(SAYS) for line in lines if line.startswith(SAYS)]
-    return (said or lines or [f"it ended with {code} and no word"])[-1]
+def _why(log: Path, code: int) -> str:
+    said = [line for line in log.read_text(errors="replace").splitlines() if line.startswith(SAYS)]
+    if said:
+        return said[-1].removeprefix(SAYS).replace(SEE_DEBUG, "")
+    if code == -SIGKILL:
+        return "it was killed, for lack of memory perhaps: take fewer --jobs"
+    return f"it ended with {code} and no word"

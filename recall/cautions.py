@@ -18,7 +18,7 @@ TOO_MANY_LONE = 0.25
 ALIKE, FAR_APART = 0.9999, 0.2
 EVEN_SHARE = 0.5
 # How far the smallest weight lies under the largest, as a share of that, on average over layers. In streams of real
-# learning tasks, where RECALL was no better than the plain average, it was 0.005 to 0.11; in the default stream 0.11 to
+# learning tasks, where RECALL was no better than the plain average, it was 0.004 to 0.11; in the default stream 0.07 to
 # 0.34 (docs/results.md).
 IN_EFFECT_EVEN = 0.13
 

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Literal
 
+from filelock import BaseFileLock, FileLock
 from pydantic import Field, ValidationError
 
 from recall.errors import BadInput, Failed
@@ -98,38 +99,52 @@ def mend(path: Path) -> bool:
     Raises:
         BadInput: the file cannot be written.
     """
+    if not path.exists():
+        return False
     try:
-        if not path.exists():
-            return False
-        content = path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole == len(content):
-            return False
-        with path.open("r+b") as file:
-            if _is_json(content[whole:]):  # only its line feed is missing
-                file.seek(0, os.SEEK_END)
-                file.write(b"\n")
-                return False
-            file.truncate(whole)
-            os.fsync(file.fileno())
+        with _alone(path):
+            return _mend(path)
     except OSError as error:
         raise BadInput(f"{path} cannot be written ({error.strerror}); name another file with --results") from error
+
+
+def _mend(path: Path) -> bool:
+    content = path.read_bytes() if path.exists() else b""
+    whole = content.rfind(b"\n") + 1
+    if whole == len(content):
+        return False
+    with path.open("r+b") as file:
+        if _is_json(content[whole:]):  # only its line feed is missing
+            file.seek(0, os.SEEK_END)
+            file.write(b"\n")
+            return False
+        file.truncate(whole)
+        os.fsync(file.fileno())
     return True
 
 
 def append(path: Path, line: Line) -> None:
-    """Write one line and bring it to the disk; a kill costs this line at most.
+    """Write one line and bring it to the disk; a kill costs this line at most, whatever processes write beside it.
 
     Raises:
         Failed: the file cannot be written.
     """
+    text = (line.model_dump_json() + "\n").encode()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab", buffering=0) as file:
-            file.write((line.model_dump_json() + "\n").encode())
-            os.fsync(file.fileno())
+        with _alone(path):
+            _mend(path)
+            with path.open("ab") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
     except OSError as error:
         raise Failed(f"{path} cannot be written ({error.strerror}); free its disk and run the same again") from error
+
+
+def _alone(path: Path) -> BaseFileLock:
+    """Several processes write into one file."""
+    return FileLock(path.with_name(f".{path.name}.lock"))
 
 
 def _is_json(text: bytes | str) -> bool:

@@ -86,7 +86,9 @@ def sentence(summary: SettingSummary) -> str:
         methods = {
             method.label: method
             for method in summary.methods
-            if name in method.measures and "=" not in method.label and method.label.partition(" ")[0] not in NO_RIVALS
+            if name in method.measures
+            and (method.label == summary.ours or "=" not in method.label)
+            and method.label.partition(" ")[0] not in NO_RIVALS
         }
         if summary.ours in methods:
             clauses.append(_standing(summary.ours, where, name, methods))

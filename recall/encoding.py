@@ -23,7 +23,7 @@ def encode(
     An answer's ids are what the joint text has beyond the prompt's own ids, as lm-evaluation-harness splits them
     (`_encode_pair`), so that tokenizers which treat a leading space specially agree with running text: white space at a
     prompt's end belongs to its answers. With `end` the end-of-text token follows each answer. A prompt that leaves no
-    room in `max_tokens` is cut on the left; an answer that alone is too long is cut on the right.
+    room in `max_tokens` is cut on the left (see `shortened`); an answer that alone is too long is cut on the right.
     """
     heads = [(prompt.rstrip() or prompt) if row else prompt for prompt, row in zip(prompts, answers, strict=True)]
     prompt_ids: list[list[int]] = tokenizer(heads)["input_ids"]
@@ -34,5 +34,11 @@ def encode(
         tails = [next(text_ids)[len(ids) :] + [tokenizer.eos_token_id] * end for _ in row]
         tails = [tail[: max_tokens - 1] for tail in tails]
         room = max_tokens - max(map(len, tails), default=0)
-        encoded.append(Encoded(ids[-room:], tails))
+        encoded.append(Encoded(shortened(ids, room, tokenizer), tails))
     return encoded
+
+
+def shortened(ids: list[int], room: int, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The last `room` tokens; a first one that says that a text begins stays, as some models are lost without it."""
+    begins = room > 1 and len(ids) > room and ids[0] == tokenizer.bos_token_id
+    return [ids[0], *ids[len(ids) - room + 1 :]] if begins else ids[-room:]

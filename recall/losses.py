@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from recall.encoding import Encoded, encode
+from recall.encoding import Encoded, encode, shortened
 from recall.likelihood import AnswerScorer
 from recall.progress import track
 from recall.prompts import Sample
@@ -40,5 +40,5 @@ def mean_loss(
 def _encoded(tokenizer: PreTrainedTokenizerBase, sample: Sample, max_tokens: int) -> Encoded:
     if sample.target is not None:
         return encode(tokenizer, [sample.read], [[sample.target]], max_tokens)[0]
-    ids = tokenizer(sample.read).input_ids[-max_tokens:]
+    ids = shortened(tokenizer(sample.read).input_ids, max_tokens, tokenizer)
     return Encoded(ids[:1], [ids[1:]])

@@ -21,6 +21,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
+from recall.encoding import shortened
 from recall.errors import BadInput, one_line
 from recall.merge_settings import MomentsWeighting
 from recall.progress import track
@@ -109,7 +110,7 @@ def second_moments(
     body: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     if weighting == "response" and not body.can_generate():
         raise BadInput(f"{type(body).__name__} writes no text, which moments weighted by response need; take uniform")
-    tokens = [tokenizer(prompt).input_ids[-max_tokens:] for prompt in prompts]
+    tokens = [shortened(tokenizer(prompt).input_ids, max_tokens, tokenizer) for prompt in prompts]
     tokens.sort(key=len)
     batches = [tokens[start : start + batch_size] for start in range(0, len(tokens), batch_size)]
     bar = track(batches, what, total=len(batches))

@@ -14,6 +14,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from recall.encoding import shortened
 from recall.errors import BadInput
 from recall.hidden_states import HiddenStates, Pooling
 from recall.progress import track
@@ -53,7 +54,7 @@ def represent(
     Raises:
         BadInput: a prompt has no tokens; the layers' hidden sizes differ; see also `HiddenStates`.
     """
-    tokens = [tokenizer(prompt).input_ids[-max_tokens:] for prompt in prompts]
+    tokens = [shortened(tokenizer(prompt).input_ids, max_tokens, tokenizer) for prompt in prompts]
     empty = next((index for index, row in enumerate(tokens) if not row), None)
     if empty is not None:
         raise BadInput(f"prompt {empty} ({prompts[empty]!r}) has no tokens; leave it out")

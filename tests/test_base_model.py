@@ -46,7 +46,7 @@ def test_a_wheel_without_the_gguf_says_which_it_has(tmp_path: Path) -> None:
         bring(settings, tmp_path, tmp_path)
 
 
-def a_wheel_with_a_gguf(folder: Path, begins_texts: bool = False) -> BaseModelSettings:
+def a_wheel_with_a_gguf(folder: Path, begins_texts: bool | None = None) -> BaseModelSettings:
     """A tiny Llama in float32, in the wheel that a package index would give."""
     shapes = {"attn_q": (16, 16), "attn_k": (16, 16), "attn_v": (16, 16), "attn_output": (16, 16), "ffn_gate": (32, 16)}
     shapes |= {"ffn_up": (32, 16), "ffn_down": (16, 32), "attn_norm": (16,), "ffn_norm": (16,)}
@@ -67,7 +67,8 @@ def a_wheel_with_a_gguf(folder: Path, begins_texts: bool = False) -> BaseModelSe
     writer.add_token_merges(["a b", "c d", "ab cd"])
     for add in (writer.add_bos_token_id, writer.add_eos_token_id, writer.add_pad_token_id):
         add(0)
-    writer.add_add_bos_token(begins_texts)
+    if begins_texts is not None:
+        writer.add_add_bos_token(begins_texts)
     for name, shape in tensors.items():
         writer.add_tensor(name, random.standard_normal(shape).astype(np.float32))
     writer.write_header_to_file()
@@ -96,15 +97,16 @@ def test_a_gguf_gives_the_same_bytes_with_the_hub_and_without(tmp_path: Path) ->
     assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= set(made["0"])
 
 
-@pytest.mark.parametrize("begins_texts", [True, False])
-def test_texts_begin_with_the_token_for_that_where_the_gguf_says_so(tmp_path: Path, begins_texts: bool) -> None:
+@pytest.mark.parametrize("begins_texts", [True, False, None])
+def test_texts_begin_with_the_token_for_that_where_the_gguf_says_so(tmp_path: Path, begins_texts: bool | None) -> None:
     out = tmp_path / "out"
     out.mkdir()
     bring(a_wheel_with_a_gguf(tmp_path, begins_texts), tmp_path, out)
-    tokenizer = load_tokenizer(out)
-    assert tokenizer("abcd").input_ids == [0] * begins_texts + [7]
-    (encoded,) = encode(tokenizer, ["ab"], [["cd"]], 8)
-    assert 0 not in [*encoded.prompt[1:], *encoded.answers[0]], "the answer goes on, it does not begin"
+    tokenizer, start = load_tokenizer(out), [0] if begins_texts else []
+    assert tokenizer("abcd").input_ids == [*start, 7]
+    (whole, cut) = encode(tokenizer, ["abcd", "abcdabcdabab"], [["a"], ["b"]], 4)
+    assert (whole.prompt, cut.prompt) == ([*start, 7], [*start, 5, 5] if begins_texts else [7, 5, 5])
+    assert 0 not in [*whole.answers[0], *cut.answers[0]], "an answer goes on, it does not begin"
 
 
 class Hub(BaseHTTPRequestHandler):

@@ -245,6 +245,9 @@ def test_half_a_line_at_the_end_is_cut_off_and_any_other_is_refused(tmp_path):
     file.write_text(whole.rstrip("\n"))
     assert not mend(file), "only the line feed was missing"
     assert file.read_text() == whole
+    file.write_text(whole + whole[:100])
+    append(file, made)
+    assert file.read_text() == whole + whole.splitlines(keepends=True)[0], "and so does what another process adds"
     file.write_text('{"key": 1}\n' + whole)
     with pytest.raises(BadInput, match=r"lines.jsonl, line 1 is no result of `recall compare`"):
         read_lines(file)
