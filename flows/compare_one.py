@@ -17,9 +17,9 @@ from recall.errors import without_secrets
 from recall.load_settings import load_settings
 
 
-def main(arguments: dict[str, Any]) -> None:
+def main(arguments: dict[str, Any], parent: int) -> None:
     """Run the flow `compare` with these; what goes wrong is said in a traceback, then in a sentence."""
-    Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    Thread(target=_end_with, args=(parent,), daemon=True).start()
     with errors_in_one_sentence(debug=False):
         try:
             _compare(arguments)
@@ -50,4 +50,4 @@ def _end_with(parent: int) -> None:
 
 
 if __name__ == "__main__":
-    main(json.loads(sys.argv[1]))
+    main(json.loads(sys.argv[1]), int(sys.argv[2]))

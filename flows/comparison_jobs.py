@@ -79,7 +79,8 @@ def _ended(
             while waiting and len(running) < jobs:
                 label = waiting.pop(0)
                 log = logs / f"compare-{re.sub(r'[^A-Za-z0-9.=]+', '-', label)}.log"
-                command = [sys.executable, "-m", "flows.compare_one", json.dumps(arguments | {"only": label})]
+                given = json.dumps(arguments | {"only": label})
+                command = [sys.executable, "-m", "flows.compare_one", given, str(os.getpid())]
                 with log.open("wb") as file:
                     process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
                 running[label] = process, log
