@@ -7,12 +7,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import forked
+import hypothesis
 import project
 import pytest
 import tiny
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 from xdist.scheduler import LoadScopeScheduling
+
+# No example has to be fast: speed is measured in benchmarks/.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 pytest_plugins = ["audited_project", "merge_fixture", "prefect_fixture", "promotion_fixture", "servers"]
 

@@ -5,14 +5,17 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+# A shell's background processes, and so all that they start, ignore an interrupt unless they ask for it.
 SCRIPT = """
-import os, sys
+import os, signal, sys
 from pathlib import Path
 from flows.comparison_jobs import _ended
+signal.signal(signal.SIGINT, signal.default_int_handler)
 given = {"config": sys.argv[1], "profile": None, "overrides": [], "options": {}}
 list(_ended(["recall", "average", "ewc"], 2, given, Path(sys.argv[2]), dict(os.environ)))
 """
@@ -47,6 +50,11 @@ def test_processes_end_with_the_one_that_started_them(tmp_path, end):
     os.mkfifo(pipe)
     parent = subprocess.Popen([sys.executable, "-c", SCRIPT, pipe, tmp_path], stderr=subprocess.DEVNULL)
     assert until(lambda: len(processes(str(pipe))) == 2), "two at a time"
-    parent.send_signal(end)
-    parent.wait(60)
-    assert until(lambda: not processes(str(pipe)))
+    try:
+        parent.send_signal(end)
+        parent.wait(60)
+        assert until(lambda: not processes(str(pipe)))
+    finally:
+        for process in [parent.pid, *processes(str(pipe))]:
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
