@@ -66,7 +66,7 @@ def compare(
     with untagged_tasks(), workers(settings.runner, settings.threads, stream.store.root):
         for case, keys in wanted.items():
             missing = [one for one, key in keys.items() if key not in found and only in (None, one.label)]
-            _say(case, len(keys) - len(missing), len(keys), options.results)
+            _say(case, sum(key in before for key in keys.values()), len(keys), options.results)
             for contender in missing:
                 data_sets = data_sets or scored_on(begin(stream), options.split)
                 changed = variants.get(contender, settings)
