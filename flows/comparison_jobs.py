@@ -30,7 +30,7 @@ def check_jobs(jobs: int, settings: Settings) -> None:
         raise BadInput(
             f"--jobs {jobs} and runner.kind {settings.runner.kind} both start processes; take one of the two"
         )
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0))
     threads = settings.threads or cores
     if jobs > 1 and jobs * threads > cores:
         raise BadInput(
