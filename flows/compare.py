@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 from prefect import flow
@@ -18,7 +19,7 @@ from flows.comparison_cases import (
     contenders,
     read_variants,
 )
-from flows.comparison_jobs import make_at_once
+from flows.comparison_jobs import MADE, make_at_once
 from flows.comparison_lines import identity, make_line
 from flows.continual_update import begin
 from flows.orphans import untagged_tasks
@@ -30,6 +31,7 @@ from recall.learning_tasks import read_rows
 from recall.load_settings import load_settings
 from recall.progress import console
 from recall.settings import Settings
+from recall.standings import points
 from tasks import comparison_runs
 from tasks.refs import DatasetRef
 from tasks.workers import workers
@@ -72,6 +74,7 @@ def compare(
                 changed = variants.get(contender, settings)
                 line = make_line(stream, case, contender, changed, options.split, data_sets)
                 append(options.results, line)
+                _say_made(line, case)
                 found[line.key] = line
             if only is None:
                 ours = [found[key] for key in keys.values()]
@@ -127,3 +130,10 @@ def _say(case: Case, found: int, wanted: int, results: Path) -> None:
     console.rule(case.name)
     if found:
         console.print(f"{found} of {wanted} methods are in {results} already", soft_wrap=True, highlight=False)
+
+
+def _say_made(line: Line, case: Case) -> None:
+    """One line, for a comparison takes hours; `flows.comparison_jobs` shows those of its processes."""
+    parts = {"seen": line.learning_tasks, "unseen": line.unseen}
+    means = (f"{points(fmean(line.scores[name] for name in names))} {what}" for what, names in parts.items() if names)
+    console.print(f"{MADE}{line.label}, {case.name}: {', '.join(means)}", highlight=False, markup=False, soft_wrap=True)

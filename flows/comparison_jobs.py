@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Generator
 from contextlib import closing
 from pathlib import Path
@@ -21,6 +22,7 @@ from recall.progress import console, track
 from recall.settings import Settings
 
 SAYS, SEE_DEBUG = "recall: ", " (--debug shows where)"
+MADE = "made: "
 PATIENCE = 30  # seconds that a process has to end by itself
 
 
@@ -74,6 +76,7 @@ def _ended(
 ) -> Generator[tuple[str, int, Path]]:
     """Each label's process as it ends, with its exit code and what it said; when this stops, they are ended too."""
     waiting, running = list(labels), dict[str, tuple[subprocess.Popen[bytes], Path]]()
+    told = Counter[str]()
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
@@ -85,9 +88,10 @@ def _ended(
                     process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
                 running[label] = process, log
                 console.print(f"started: {label}", highlight=False, markup=False, soft_wrap=True)
-            time.sleep(0.1)
+            time.sleep(0.5)
             for label, (process, log) in list(running.items()):
                 code = process.poll()
+                told[label] += _tell(log, told[label])
                 if code is not None:
                     del running[label]
                     yield label, code, log
@@ -99,6 +103,15 @@ def _ended(
                 process.wait(PATIENCE)
             except subprocess.TimeoutExpired:
                 process.kill()
+
+
+def _tell(log: Path, told: int) -> int:
+    """Show the results that a process has made since it was looked at last; how many these are."""
+    made = [line for line in log.read_text(errors="replace").splitlines(keepends=True) if line.startswith(MADE)]
+    new = [line for line in made[told:] if line.endswith("\n")]
+    for line in new:
+        console.print(line.rstrip(), highlight=False, markup=False, soft_wrap=True)
+    return len(new)
 
 
 def _why(log: Path, code: int) -> str:

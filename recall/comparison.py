@@ -122,7 +122,7 @@ def newest(lines: Sequence[Line]) -> list[Line]:
 
 def _summary(lines: list[Line], resamples: int, seed: int, ours: str) -> SettingSummary:
     setting = lines[0].setting
-    values, rows = _drawn(lines, resamples, seed)
+    values, rows = drawn_scores(lines, resamples, seed)
     methods: dict[str, dict[Case, list[Line]]] = {}
     for line in lines:
         methods.setdefault(line.label, {}).setdefault((line.seed, line.order), []).append(line)
@@ -163,7 +163,9 @@ def _summary(lines: list[Line], resamples: int, seed: int, ours: str) -> Setting
     )
 
 
-def _drawn(lines: list[Line], resamples: int, seed: int) -> tuple[dict[Cell, NDArray[np.float64]], dict[str, int]]:
+def drawn_scores(
+    lines: list[Line], resamples: int, seed: int
+) -> tuple[dict[Cell, NDArray[np.float64]], dict[str, int]]:
     """Every cell's score in every resample of the test rows, and how many rows each column has.
 
     Rows are drawn by column, so a cell's mean over drawn rows is a product of their counts with its row scores.

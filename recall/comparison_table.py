@@ -78,8 +78,8 @@ def difference_cell(difference: Difference | None) -> str:
 def sentence(summary: SettingSummary) -> str:
     """Who is best over the learning tasks seen and over the unseen ones, and whether chance may explain it.
 
-    The base and the experts, which know one learning task or none, do not count, nor does RECALL with a setting
-    changed: choosing among these on what they are tested on would be no result.
+    The base and the experts, which know one learning task or none, do not count (but where the base is above it is
+    said), nor does RECALL with a setting changed: choosing among these on what they are tested on would be no result.
     """
     clauses = []
     for name, where in ((SEEN, "the learning tasks seen"), (UNSEEN, "the unseen ones")):
@@ -91,7 +91,7 @@ def sentence(summary: SettingSummary) -> str:
             and method.label.partition(" ")[0] not in NO_RIVALS
         }
         if summary.ours in methods:
-            clauses.append(_standing(summary.ours, where, name, methods))
+            clauses.append(_standing(summary.ours, where, name, methods) + _under_base(summary, name))
     if not clauses:
         return f"{summary.setting}: {label_of(summary.ours)} has no whole case yet, so nothing can be compared."
     doubt = "" if summary.trainings > 1 else "; trained once, so the intervals hold chance in the rows alone"
@@ -118,6 +118,14 @@ def _standing(ours: str, where: str, name: str, methods: dict[str, MethodSummary
         f"{said} and loses to {beaten} of {len(rivals)}: {label_of(best)} is best, {points(-gap.value):.1f} above "
         f"{us} ({told})"
     )
+
+
+def _under_base(summary: SettingSummary, name: str) -> str:
+    """The base is no rival, but to be under it is worth a word."""
+    measured = {method.label: method.measures[name].value for method in summary.methods if name in method.measures}
+    if measured.get("base", 0.0) <= measured[summary.ours]:
+        return ""
+    return f", and is under the base model, which has {points(measured['base']):.1f}"
 
 
 def _interval(difference: Difference) -> str:

@@ -157,6 +157,8 @@ def test_methods_at_once_are_those_of_one_after_the_other_and_outlive_one_that_f
     assert re.search(r"ewc: .*compare-ewc\.log has what it said\); what was made is kept", sentence)
     assert "Traceback" in (project.folder / ".store" / "logs" / "compare-ewc.log").read_text()
     assert failed.stderr.count("started: ") == 4
+    assert re.search(r"^made: average, stream, seed \d+, order 0: [\d.]+ seen, [\d.]+ unseen$", failed.stderr, re.M)
+    assert failed.stderr.count("made: ") == 3, "each once"
     made = {line.label: line for line in read_lines(project.folder / "comparison.jsonl")}
     assert made.keys() == {"base", "average", "recall"}
     for label, line in made.items():

@@ -217,6 +217,8 @@ def test_the_sentence_says_who_won_and_whether_chance_may_explain_it(ours, words
     found = summary([base, *lines])
     assert words in sentence(found)
     assert "trained once" in sentence(found)
+    assert "and is under the base model, which has 99.0" in sentence(found)
+    assert "base" not in sentence(summary(lines))
     assert table(found).row_count == 3
 
 

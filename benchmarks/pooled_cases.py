@@ -1,0 +1,104 @@
+"""One method against another over the cases of several results files, as one difference with an interval.
+
+    python benchmarks/pooled_cases.py FILE.jsonl ... --ours "recall_moments merging.hold=10" --theirs regmean
+
+prints a Markdown table: a line for each file, and one for all cases together. For each of 2000 resamples cases are
+drawn with replacement out of all files, so that how streams differ counts as chance too, and test rows as
+`recall.comparison` draws them: the same ones wherever the same rows were answered. Cases weigh the same whatever their
+stream. A case is in one file alone: give no file that holds a second run of another one's seed and order.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from zlib import crc32
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recall.comparison import CONFIDENCE, RESAMPLES, Case, drawn_scores, newest
+from recall.comparison_line import Line, read_lines
+from recall.comparison_measures import FORGETTING, SEEN, UNSEEN, measures, score_of
+from recall.comparison_table import label_of
+from recall.errors import BadInput
+from recall.markdown import escaped
+
+MEASURES = (SEEN, UNSEEN, FORGETTING)
+Draws = dict[str, NDArray[np.float64]]  # by measure: first the difference itself, then that of every resample
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="+", type=Path)
+    parser.add_argument("--ours", required=True, metavar="LABEL", help="a method, with what was changed of it")
+    parser.add_argument("--theirs", required=True, metavar="LABEL")
+    given = parser.parse_args(arguments)
+    try:
+        print(table(given.files, given.ours, given.theirs))
+    except BadInput as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+def table(files: Sequence[Path], ours: str, theirs: str) -> str:
+    """A line a file and one for all: mean difference in points, interval, cases won and lost."""
+    found = {file.stem: case_differences(read_lines(file), ours, theirs) for file in files}
+    for name, cases in found.items():
+        if not cases:
+            raise BadInput(f"{name} has no case that both {ours} and {theirs} went through; leave the file out")
+    columns = [escaped(f"{label_of(ours)} minus {label_of(theirs)}"), "cases", *MEASURES]
+    rows = [[escaped(name), str(len(cases)), *_cells(cases)] for name, cases in found.items()]
+    pooled = [case for cases in found.values() for case in cases]
+    rows.append(["**all cases**", str(len(pooled)), *_cells(pooled)])
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def case_differences(lines: list[Line], ours: str, theirs: str, resamples: int = RESAMPLES) -> list[Draws]:
+    """Ours minus theirs in every case of the setting `stream` that both have."""
+    streams = newest([line for line in lines if line.setting == "stream" and line.label in (ours, theirs)])
+    if not streams:
+        return []
+    # Another set of rows gets draws of its own.
+    seed = crc32(" ".join(sorted(streams[0].data_hashes.values())).encode())
+    values, _ = drawn_scores(streams, resamples, seed)
+
+    def with_draws(line: Line, update: int, column: str) -> NDArray[np.float64]:
+        return np.concatenate([[score_of(line, update, column)], values[line.key, update, column]])
+
+    by_case: dict[Case, dict[str, Line]] = {}
+    for line in streams:
+        by_case.setdefault((line.seed, line.order), {})[line.label] = line
+    differences = []
+    for both in by_case.values():
+        if len(both) == 2:
+            one, other = (measures("stream", [both[label]], with_draws) for label in (ours, theirs))
+            differences.append({name: one[name] - other[name] for name in MEASURES})
+    return differences
+
+
+def pooled(cases: Sequence[Draws], measure: str) -> tuple[float, float, float]:
+    """Mean difference over cases, and the bounds of its interval."""
+    all_CB = np.stack([case[measure] for case in cases])
+    count, resamples = all_CB.shape[0], all_CB.shape[1] - 1
+    counts_BC = np.random.default_rng(count).multinomial(count, np.full(count, 1 / count), size=resamples)
+    drawn_B = (counts_BC.T * all_CB[:, 1:]).sum(axis=0) / count
+    low, high = np.quantile(drawn_B, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(all_CB[:, 0].mean()), float(low), float(high)
+
+
+def _cells(cases: Sequence[Draws]) -> list[str]:
+    cells = []
+    for measure in MEASURES:
+        value, low, high = pooled(cases, measure)
+        better = [(-1 if measure == FORGETTING else 1) * case[measure][0] for case in cases]
+        won, lost = sum(gap > 1e-12 for gap in better), sum(gap < -1e-12 for gap in better)
+        mark = "" if low <= 0 <= high else "*"
+        cells.append(f"{100 * value:+.1f}{mark} ({100 * low:.1f} to {100 * high:.1f}), {won}:{lost}")
+    return cells
+
+
+if __name__ == "__main__":
+    sys.exit(main())

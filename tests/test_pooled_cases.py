@@ -1,0 +1,67 @@
+"""One method against another over the cases of several results files."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from recall.comparison import compare_lines
+from recall.comparison_line import append, read_lines
+from recall.comparison_measures import FORGETTING, SEEN, UNSEEN
+from tests.test_comparison import in_stream, together
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "pooled_cases.py"
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("pooled_cases", SCRIPT)
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+def stream(seeds, generator=0, **fields):
+    """Two methods' lines in a case for each seed."""
+    random = np.random.default_rng(generator)
+    return [in_stream(random, method, seed=seed, **fields) for seed in seeds for method in ("regmean", "average")]
+
+
+def test_a_difference_is_that_of_the_comparison_itself_where_there_is_one_file(script):
+    lines = stream(range(5))
+    (found,) = compare_lines(lines, ours="regmean")
+    (other,) = [method for method in found.methods if method.label == "average"]
+    cases = script.case_differences(lines, "regmean", "average")
+    for measure in (SEEN, UNSEEN, FORGETTING):
+        value, low, high = script.pooled(cases, measure)
+        expected = other.against[measure]
+        assert value == pytest.approx(expected.value)
+        assert (low, high) == pytest.approx((expected.low, expected.high), abs=0.02), "but for the draws of the rows"
+
+
+def test_cases_that_one_method_lacks_and_other_settings_are_left_out(script):
+    lines = [*stream(range(3)), *stream([7])[:1], together("regmean", 1, 2, 3, 4), together("average", 1, 2, 3, 4)]
+    assert len(script.case_differences(lines, "regmean", "average")) == 3
+    assert script.case_differences(lines, "regmean", "ties") == []
+
+
+def test_all_cases_together_are_told_apart_from_zero_where_no_file_s_alone_are(script, tmp_path, capsys):
+    files = [tmp_path / f"{name}.jsonl" for name in "abcd"]
+    for number, file in enumerate(files):
+        for made in stream(range(4), generator=number):
+            append(file, made)
+    cases = [case for file in files for case in script.case_differences(read_lines(file), "regmean", "average")]
+    value, low, high = script.pooled(cases, SEEN)
+    alone = [script.pooled(script.case_differences(read_lines(file), "regmean", "average"), SEEN) for file in files]
+    assert value == pytest.approx(np.mean([one[0] for one in alone]))
+    assert high - low < min(one[2] - one[1] for one in alone)
+    assert script.main([*map(str, files), "--ours", "regmean", "--theirs", "average"]) == 0
+    *_, last = capsys.readouterr().out.strip().splitlines()
+    assert last.startswith(f"| **all cases** | 16 | {100 * value:+.1f}")
+
+
+def test_a_file_without_such_a_case_is_named(script, tmp_path, capsys):
+    append(tmp_path / "few.jsonl", stream([0])[0])
+    assert script.main([str(tmp_path / "few.jsonl"), "--ours", "regmean", "--theirs", "average"]) == 2
+    assert "few has no case that both regmean and average went through" in capsys.readouterr().err
