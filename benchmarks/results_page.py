@@ -22,12 +22,13 @@ import matplotlib.pyplot as plt  # noqa: E402
 import yaml  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
-from recall.comparison import Estimate, MethodSummary, SettingSummary, compare_lines  # noqa: E402
+from recall.comparison import Estimate, MethodSummary, SettingSummary, compare_lines, newest  # noqa: E402
 from recall.comparison_line import Line, read_lines  # noqa: E402
 from recall.comparison_measures import SEEN, UNSEEN  # noqa: E402
 from recall.comparison_table import cell, columns, difference_cell, label_of, sentence, title  # noqa: E402
 from recall.errors import BadInput  # noqa: E402
 from recall.markdown import code, escaped  # noqa: E402
+from recall.results import LabelBias  # noqa: E402
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -61,7 +62,7 @@ def write_page(files: list[Path], out: Path, also: Sequence[str] = ()) -> None:
             again = met.count(summary.setting)  # other settings or data: not comparable with the first
             name = f"{file.stem}-{summary.setting}" + (f"-{again}" if again > 1 else "")
             text += section(summary, name, out, [found[number] for found in against])
-        text += by_depth(lines, f"{file.stem}-depth", out)
+        text += [*labels_told_apart(lines), *by_depth(lines, f"{file.stem}-depth", out)]
     (out / "tables.md").write_text("\n".join(text) + "\n", encoding="utf-8")
 
 
@@ -147,6 +148,29 @@ def sensitivity(summary: SettingSummary, key: str, variants: list[MethodSummary]
     axis.set_ylabel("points")
     axis.legend(frameon=False)
     return figure
+
+
+def labels_told_apart(lines: list[Line]) -> list[str]:
+    """For each classification the area under the ROC curve and how often the commonest answer is given, by method."""
+    text: list[str] = []
+    for setting in dict.fromkeys(line.setting for line in lines if line.label_bias):
+        own = [line for line in newest(lines) if line.setting == setting and line.label_bias]
+        names = list(dict.fromkeys(name for line in own for name in line.label_bias))
+        rows = []
+        for label in dict.fromkeys(line.label for line in own):
+            found = [line.label_bias for line in own if line.label == label]
+            rows.append(
+                [label_of(label), *(_told_apart([one[name] for one in found if name in one]) for name in names)]
+            )
+        text += ["", f"## Labels told apart, {setting}", ""]
+        text += ["100 x the area under the ROC curve, mean over cases (the share of rows given the commonest answer)."]
+        text += ["", *_table(["", *names], rows)]
+    return text
+
+
+def _told_apart(found: list[LabelBias]) -> str:
+    areas = [bias.auc for bias in found if bias.auc is not None]
+    return f"{100 * fmean(areas):.1f} ({100 * fmean(bias.given for bias in found):.0f}%)" if areas else ""
 
 
 def by_depth(lines: list[Line], name: str, out: Path) -> list[str]:

@@ -20,6 +20,7 @@ from recall.merge_settings import BY_MOMENTS, BY_SIMILARITY, FROM_SAMPLES
 from recall.results import MergeWeights, ScoreMatrix
 from recall.settings import Settings
 from tasks.data_versions import code_commit
+from tasks.evaluate import label_biases
 from tasks.finetune import finetune
 from tasks.records import Models
 from tasks.refs import DatasetRef, ScoreRef, digest, file_sha256
@@ -83,6 +84,7 @@ def make_line(
         matrix=_matrix(own, made, found),
         experts=_own_scores(own, made.models, data_sets) if contender.method == "recall" else {},
         merges=[_merge(models) for models in made.models if models.weights] if contender.method in WEIGHS else [],
+        label_bias=label_biases(found[-1]),
         seconds=_seconds(own, made.models, evaluations),
         settings=settings_read(own.settings, case, contender.method),
         data_hashes=stream.inputs.data_hashes,

@@ -115,7 +115,7 @@ def update(
         key=stream.key(position),
         model_key=stream.model_key(position),
         position=position,
-        result=update_result(stream, models, name, expert.score, [expert, *own.values()]),
+        result=update_result(stream, models, name, expert, own),
         models=models,
         scores={method: values(found) for method, found in scores.items()},
         base_scores=values(base),

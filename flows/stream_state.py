@@ -12,6 +12,7 @@ from recall.progress import console
 from recall.results import MergeWeights, ScoreMatrix, StreamResult, UpdateResult
 from recall.settings import Settings
 from tasks import registry
+from tasks.evaluate import label_biases
 from tasks.records import Models, UpdateRecord
 from tasks.refs import ArtifactRef, CheckpointRef, Ref, ScoreRef, digest, file_sha256
 from tasks.remote import bring
@@ -160,9 +161,14 @@ def score_matrices(
 
 
 def update_result(
-    stream: Stream, models: dict[str, Models], learning_task: str, expert_score: float, scores: list[ScoreRef]
+    stream: Stream, models: dict[str, Models], learning_task: str, expert: ScoreRef, scores: dict[str, ScoreRef]
 ) -> UpdateResult:
-    """What people want to know of one update: RECALL's merge, and the seconds of each of its stages."""
+    """What people want to know of one update: RECALL's merge, and the seconds of each of its stages.
+
+    Args:
+        expert: the expert's score on its own learning task.
+        scores: the merged model's, by learning task.
+    """
     own = models["recall"]
     assert own.weights is not None
     merge = MergeWeights.model_validate_json((own.weights.path / "weights.json").read_text(encoding="utf-8"))
@@ -173,7 +179,7 @@ def update_result(
         "represent": own.representations,
         "weigh": [own.weights],
         "merge": [own.current],
-        "evaluate": scores,
+        "evaluate": [expert, *scores.values()],
         "baselines": [
             ref for name, other in models.items() if name != "recall" for ref in (other.expert, *other.needed_next)
         ],
@@ -181,10 +187,11 @@ def update_result(
     seconds = {stage: round(sum(map(stream.seconds, refs)), 2) for stage, refs in made.items() if refs}
     return UpdateResult(
         learning_task=learning_task,
-        expert_score=expert_score,
+        expert_score=expert.score,
         merge=merge,
         seconds=seconds,
         cluster_sizes=own.samples.cluster_sizes if own.samples else [],
+        label_bias=label_biases(scores),
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from statistics import fmean
 
 from recall.continual_metrics import seen_average
-from recall.results import MergeWeights, StreamResult
+from recall.results import LabelBias, MergeWeights, StreamResult
 from recall.standings import points
 
 # A score has to lie this many points under another's before anything is said.
@@ -17,6 +17,8 @@ SMALL = 2.0
 TOO_MANY_LONE = 0.25
 ALIKE, FAR_APART = 0.9999, 0.2
 EVEN_SHARE = 0.5
+# Of rows: how many more are given a label than have it, where something is said.
+TOO_OFTEN = 0.25
 # How far the smallest weight lies under the largest, as a share of that, on average over layers. In streams of real
 # learning tasks, where RECALL was no better than the plain average, it was 0.004 to 0.11; in the default stream 0.07 to
 # 0.34 (docs/results.md).
@@ -40,7 +42,7 @@ def cautions(result: StreamResult) -> list[str]:
             *([*_of_weights(update.merge), *_of_pool(update.merge)] if result.merged_by == "recall" else []),
         ]
         found += [f"update {number}, {update.learning_task}: {sign}" for sign in signs]
-    return found + _of_the_end(result)
+    return found + _of_labels(result.updates[-1].label_bias) + _of_the_end(result)
 
 
 def _set_to(result: StreamResult, section: str, name: str) -> object:
@@ -127,6 +129,20 @@ def _of_pool(merge: MergeWeights) -> list[str]:
         f"of {len(merge.models)} models in the pool the newest has {100 * most:.0f}% of a layer at most, so what it "
         "learned is diluted; set update.pool to current, or lower weighting.temperature"
     ]
+
+
+def _of_labels(found: dict[str, LabelBias]) -> list[str]:
+    """Of the last model, which is the one to be used."""
+    said = []
+    for name, bias in found.items():
+        if bias.given - bias.true < TOO_OFTEN or bias.auc is None:
+            continue
+        said.append(
+            f"on {name} the merged model gives {bias.label} to {100 * bias.given:.0f}% of the rows, which "
+            f"{100 * bias.true:.0f}% are: its score there says which label it prefers more than what it tells apart "
+            f"(area under the ROC curve {bias.auc:.2f}, by chance 0.5)"
+        )
+    return said
 
 
 def _of_the_end(result: StreamResult) -> list[str]:

@@ -11,7 +11,7 @@ from filelock import BaseFileLock, FileLock
 from pydantic import Field, ValidationError
 
 from recall.errors import BadInput, Failed
-from recall.results import Frozen, MergeWeights, ScoreMatrix
+from recall.results import Frozen, LabelBias, MergeWeights, ScoreMatrix
 
 Setting = Literal["single", "independent", "stream"]
 SETTINGS: tuple[Setting, ...] = ("single", "independent", "stream")
@@ -27,7 +27,8 @@ class Line(Frozen):
     `scores` are those of the last model, by column. `rows[i][column]` are the test rows' own scores after update i + 1
     (in `single` and `independent` there is one), in the order of the split. `matrix` is R, in `stream` alone. `experts`
     are each expert's scores on its own learning task, `merges` the weights of every merge, where they depend on the
-    models. Seconds are those that each artifact took when it was made.
+    models. `label_bias` is the last model's, on each classification. Seconds are those that each artifact took when it
+    was made.
     """
 
     key: str
@@ -51,6 +52,7 @@ class Line(Frozen):
     matrix: ScoreMatrix | None = None
     experts: dict[str, float] = Field({})
     merges: list[MergeWeights] = Field([])
+    label_bias: dict[str, LabelBias] = Field({})
     seconds: dict[str, float] = Field({})
     settings: dict[str, object]
     data_hashes: dict[str, str]

@@ -10,9 +10,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from recall.encoding import Encoded, encode
 from recall.generation import GreedyDecoder
+from recall.label_bias import label_bias
 from recall.learning_tasks import Row, TaskSpec, answers
 from recall.likelihood import AnswerScorer
 from recall.progress import track
+from recall.results import LabelBias
 from recall.settings import EvaluationSettings
 from recall.text_metrics import BY_ROW, bleu, chrf
 
@@ -21,7 +23,8 @@ class Evaluation(BaseModel):
     """A score in [0, 1], with each row's share of it and prediction, in the rows' order.
 
     The score of `accuracy`, `squad_f1_em` and `json_f1` is the mean of `row_scores`; `chrf` and `sacrebleu` are corpus
-    scores, their `row_scores` sentence scores. `extra` has acc and acc_norm, or exact_match.
+    scores, their `row_scores` sentence scores. `extra` has acc and acc_norm, or exact_match. `label_bias` is there
+    where rows choose among the learning task's labels.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -31,6 +34,7 @@ class Evaluation(BaseModel):
     row_scores: list[float]
     predictions: list[str]
     extra: dict[str, float]
+    label_bias: LabelBias | None = None
 
 
 def evaluate(
@@ -81,8 +85,14 @@ def _by_likelihood(
     predictions = [n if row.choices else p for row, p, n in zip(rows, plain, normed, strict=True)]
     row_scores = _matches(predictions, rows)
     extra = {"acc": fmean(_matches(plain, rows)), "acc_norm": fmean(_matches(normed, rows))}
+    labels = None if any(row.choices for row in rows) else spec.labels
     return Evaluation(
-        metric=spec.metric, score=fmean(row_scores), row_scores=row_scores, predictions=predictions, extra=extra
+        metric=spec.metric,
+        score=fmean(row_scores),
+        row_scores=row_scores,
+        predictions=predictions,
+        extra=extra,
+        label_bias=label_bias(summed, [row.target for row in rows], labels) if labels and len(labels) > 1 else None,
     )
 
 

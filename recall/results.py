@@ -37,11 +37,26 @@ class MergeWeights(Frozen):
         return any(layer.endswith(".attention") for layer in self.layers)
 
 
+class LabelBias(Frozen):
+    """The label that a model gives most rows of a classification, and whether it tells the labels apart.
+
+    `given` is the share of rows that were given `label`, `true` that of rows whose target it is, `auc` the area under
+    the ROC curve (`recall.label_bias`): 1 where the likelihoods rank all rows right, 0.5 by chance, None where all rows
+    have one target.
+    """
+
+    label: str
+    given: float
+    true: float
+    auc: float | None
+
+
 class UpdateResult(Frozen):
     """One update: the expert's score on its own learning task, the merge, the registered version, seconds a stage.
 
     `cluster_sizes`: how many prompts each typical sample stands for; empty where they were
-    chosen at random, and in old records.
+    chosen at random, and in old records. `label_bias`: of the merged model on each classification that it was scored
+    on; empty in old records.
     """
 
     learning_task: str
@@ -51,6 +66,7 @@ class UpdateResult(Frozen):
     reused: bool = False
     seconds: dict[str, float] = {}
     cluster_sizes: list[int] = []
+    label_bias: dict[str, LabelBias] = {}
 
 
 class StreamResult(Frozen):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from typing import Any
 
+from recall.results import LabelBias
 from recall.settings import EvaluationSettings
 from tasks.refs import CheckpointRef, ScoreRef, SplitRef
 from tasks.stage import Job, stage
@@ -20,3 +23,10 @@ def evaluate(job: Job, model: CheckpointRef, test: SplitRef, settings: Evaluatio
         found = evaluation.evaluate(network, tokenizer, test.read(), test.spec, settings, f"evaluate {job.label}")
     (job.out / "evaluation.json").write_text(found.model_dump_json(indent=1), encoding="utf-8")
     return {"score": found.score, "metric": found.metric}
+
+
+def label_biases(scores: Mapping[str, ScoreRef]) -> dict[str, LabelBias]:
+    """By name: what `evaluation.json` says of the labels given, where answers are the learning task's labels."""
+    texts = {name: (ref.path / "evaluation.json").read_text(encoding="utf-8") for name, ref in scores.items()}
+    found = {name: json.loads(text)["label_bias"] for name, text in texts.items()}
+    return {name: LabelBias.model_validate(bias) for name, bias in found.items() if bias}

@@ -5,7 +5,7 @@ from math import e
 import pytest
 
 from recall.cautions import cautions
-from recall.results import MergeWeights
+from recall.results import LabelBias, MergeWeights
 from recall.summary import to_json
 from tests.sample_result import merge, sample_result
 
@@ -135,3 +135,18 @@ def test_a_stream_that_did_harm():
 
 def test_machines_get_the_warnings_too(tmp_path):
     assert to_json(with_score(3, 2, 0.25), tmp_path / "report.html")["warnings"] == cautions(with_score(3, 2, 0.25))
+
+
+@pytest.mark.parametrize(("given", "said"), [(0.9, 1), (0.7, 0)])
+def test_a_label_that_is_given_far_more_often_than_it_is_right(given, said):
+    bias = {"films": LabelBias(label="bad", given=given, true=0.5, auc=0.97)}
+    found = cautions(with_update(3, label_bias=bias))
+    assert len(found) == said
+    assert not said or "on films the merged model gives bad to 90% of the rows, which 50% are" in found[0]
+    assert not said or "(area under the ROC curve 0.97, by chance 0.5)" in found[0]
+    assert cautions(with_update(2, label_bias=bias)) == [], "the last update's model is the one to be used"
+
+
+def test_rows_of_one_target_tell_nothing_of_a_bias():
+    bias = {"films": LabelBias(label="bad", given=0.9, true=0.0, auc=None)}
+    assert cautions(with_update(3, label_bias=bias)) == []

@@ -277,6 +277,9 @@ def test_tables_and_plots_come_out_of_the_results_the_same_every_time(compared, 
     text = (tmp_path / "one" / "tables.md").read_text()
     assert "| RECALL |" in text
     assert "| plain average |" in text
+    told = text.partition("## Labels told apart, stream")[2].splitlines()
+    assert re.fullmatch(r"\|  \| reviews \| films \|", told[4]), "classifications alone"
+    assert any(re.fullmatch(r"\| RECALL( \| \d+\\\.\d \(\d+%\)){2} \|", row) for row in told)
     assert str(compared.folder) not in text
     (tmp_path / "empty.jsonl").touch()
     with pytest.raises(BadInput, match="has no results"):

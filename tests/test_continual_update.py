@@ -83,6 +83,7 @@ def test_it_ends_with_what_every_method_kept_and_lost(finished):
         assert method["scores"].keys() == {"names", "reviews", "countries", "films", "spanish"}
         assert all(method[name] is not None for name in ("average_accuracy", "forgetting", "forward_transfer"))
     assert result["experts"].keys() == {"names", "reviews", "countries"}
+    assert any("on films the merged model gives " in said for said in result["warnings"]), "a tiny model has one answer"
     assert result["version"] == "3"
     assert not result["draft"]
     assert (finished.folder / result["report"]).read_text().startswith("<!doctype html>")

@@ -70,6 +70,9 @@ def test_the_likeliest_label_is_chosen_and_rows_keep_their_order(loaded):
     assert found.predictions == wanted
     assert found.row_scores == [float(label == "good") for label in wanted]
     assert found.score == found.extra["acc"] == sum(found.row_scores) / len(rows)
+    given = max(LABELS, key=wanted.count)
+    assert (found.label_bias.label, found.label_bias.given) == (given, wanted.count(given) / len(rows))
+    assert (found.label_bias.true, found.label_bias.auc) == (float(given == "good"), None), "all rows are good"
 
 
 def test_a_row_with_choices_of_its_own_is_scored_by_likelihood_a_character(loaded):
@@ -82,6 +85,7 @@ def test_a_row_with_choices_of_its_own_is_scored_by_likelihood_a_character(loade
     assert found.predictions == wanted
     assert found.score == found.extra["acc_norm"]
     assert found.extra["acc"] == summed.count("no") / len(rows)
+    assert found.label_bias is None
     assert wanted != summed, "an example where both agree would show nothing"
 
 
