@@ -12,6 +12,9 @@ RESULTS := default-stream default-stream-gpu default-stream-rank-64 default-sing
 	default-independent default-independent-response real-stream validation-independent \
 	validation-independent-5-samples validation-independent-200-samples validation-independent-response validation-stream
 
+# Of these the cases of held moments and RegMean are set against each other, all together.
+POOLED := default-stream default-stream-gpu real-five-gpu real-six
+
 .PHONY: setup data run results test test-examples test-slow test-nightly test-server chaos lint types check clean
 
 run: data
@@ -44,6 +47,8 @@ chaos: setup
 results: setup
 	OMP_NUM_THREADS=1 python benchmarks/results_page.py $(RESULTS:%=docs/results/%.jsonl) \
 		--also recall_moments --also "recall_moments merging.hold=10" --out docs/results
+	python benchmarks/pooled_cases.py $(POOLED:%=docs/results/%.jsonl) --ours "recall_moments merging.hold=10" \
+		--theirs regmean > docs/results/pooled.md
 
 check: setup lint types
 	lint-imports

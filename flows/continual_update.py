@@ -106,6 +106,8 @@ def update(
         current = past[-1].current if past else stream.base
         before |= {method: score(stream, current, f"{method} {position - 1}", data_sets, [name])[name]}
         models[method] = next_models(stream, method, past, data_sets)
+        if method == "recall":
+            held_out = on_validation(stream, current, models[method], data_sets[name])
         columns = [*seen, *unseen] if method == "recall" or last else seen
         scores[method] = score(stream, models[method].current, f"{method} {position}", data_sets, columns)
     expert = score(stream, models["recall"].expert, f"expert {name}", data_sets, [name])[name].result()
@@ -115,7 +117,7 @@ def update(
         key=stream.key(position),
         model_key=stream.model_key(position),
         position=position,
-        result=update_result(stream, models, name, expert, own),
+        result=update_result(stream, models, name, expert, own, values(held_out)),
         models=models,
         scores={method: values(found) for method, found in scores.items()},
         base_scores=values(base),
@@ -169,6 +171,28 @@ def score(
     return {
         name: evaluate.submit(store, f"{who} on {name}", model=model, test=data_sets[name].test, settings=settings)
         for name in columns
+    }
+
+
+def on_validation(
+    stream: Stream, before: CheckpointRef, own: Models, data_set: DatasetRef
+) -> dict[str, Pending[ScoreRef]]:
+    """The new learning task's validation rows by RECALL's model before, its expert and the merged one.
+
+    Warnings go by these (`recall.cautions`), so that a setting which is changed until one goes was not chosen on test
+    rows.
+    """
+    asked, rows = {"before": before, "expert": own.expert, "merged": own.current}, data_set.validation
+    assert rows is not None
+    return {
+        who: evaluate.submit(
+            stream.store,
+            f"{who} on {data_set.learning_task}'s validation rows",
+            model=model,
+            test=rows,
+            settings=stream.settings.evaluation,
+        )
+        for who, model in asked.items()
     }
 
 

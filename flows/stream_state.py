@@ -161,13 +161,19 @@ def score_matrices(
 
 
 def update_result(
-    stream: Stream, models: dict[str, Models], learning_task: str, expert: ScoreRef, scores: dict[str, ScoreRef]
+    stream: Stream,
+    models: dict[str, Models],
+    learning_task: str,
+    expert: ScoreRef,
+    scores: dict[str, ScoreRef],
+    on_validation: dict[str, float],
 ) -> UpdateResult:
     """What people want to know of one update: RECALL's merge, and the seconds of each of its stages.
 
     Args:
         expert: the expert's score on its own learning task.
         scores: the merged model's, by learning task.
+        on_validation: see `UpdateResult`.
     """
     own = models["recall"]
     assert own.weights is not None
@@ -192,6 +198,7 @@ def update_result(
         seconds=seconds,
         cluster_sizes=own.samples.cluster_sizes if own.samples else [],
         label_bias=label_biases(scores),
+        on_validation=on_validation,
     )
 
 

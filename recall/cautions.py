@@ -11,8 +11,8 @@ from recall.continual_metrics import seen_average
 from recall.results import LabelBias, MergeWeights, StreamResult
 from recall.standings import points
 
-# A score has to lie this many points under another's before anything is said.
-SMALL = 2.0
+# A score has to lie this many points under another's before anything is said: two rows of a hundred, and of fifty.
+SMALL, SMALL_ON_VALIDATION = 2.0, 4.0
 # Of the clusters; a cluster of one prompt stands for nothing but itself.
 TOO_MANY_LONE = 0.25
 ALIKE, FAR_APART = 0.9999, 0.2
@@ -36,7 +36,8 @@ def cautions(result: StreamResult) -> list[str]:
     found = []
     for number, update in enumerate(result.updates, start=1):
         signs = [
-            *_of_scores(result, number),
+            *_of_validation(update.on_validation),
+            *_of_what_was_known(result, number),
             *(_of_clusters(update.cluster_sizes) if _set_to(result, "sampling", "choice") != "farthest" else []),
             *(_of_similarities(update.merge, fixed_sigma) if similarity != "depth" else []),
             *([*_of_weights(update.merge), *_of_pool(update.merge)] if result.merged_by == "recall" else []),
@@ -51,25 +52,39 @@ def _set_to(result: StreamResult, section: str, name: str) -> object:
     return values.get(name) if isinstance(values, dict) else None
 
 
-def _of_scores(result: StreamResult, number: int) -> list[str]:
+def _of_validation(scores: dict[str, float]) -> list[str]:
     """The merged model on the new learning task, beside the two that it was made from."""
-    update, scores = result.updates[number - 1], result.methods["recall"].scores
-    before, after = scores[number - 1][number - 1], scores[number][number - 1]
-    if before is None or after is None:
+    if not scores:
         return []
-    expert = update.expert_score
-    if points(min(expert, before)) - points(after) >= SMALL:
+    before, expert, merged = (points(scores[who]) for who in ("before", "expert", "merged"))
+    if min(expert, before) - merged >= SMALL_ON_VALIDATION:
         return [
-            f"the merged model has {points(after):.1f} points on it, less than its expert ({points(expert):.1f}) and "
-            f"less than the model before ({points(before):.1f}): a merge of the two is worse than either; lower "
+            f"on its validation rows the merged model has {merged:.1f} points, less than its expert ({expert:.1f}) and "
+            f"less than the model before ({before:.1f}): a merge of the two is worse than either; lower "
             "finetuning.learning_rate, so that they stay closer together"
         ]
-    if points(expert) - points(before) < SMALL:
+    if expert - before < SMALL:
         return [
-            f"the expert has {points(expert):.1f} points on it and the model before had {points(before):.1f}, so "
+            f"on its validation rows the expert has {expert:.1f} points and the model before had {before:.1f}, so "
             "fine-tuning taught it next to nothing; give more rows or epochs, or another learning rate"
         ]
     return []
+
+
+def _of_what_was_known(result: StreamResult, number: int) -> list[str]:
+    """A learning task that an earlier update taught and this one took back, and more than that."""
+    matrix, said = result.methods["recall"], []
+    for place, name in enumerate(matrix.learning_tasks[: number - 1]):
+        base, before, after = (matrix.scores[row][place] for row in (0, number - 1, number))
+        if base is None or before is None or after is None:
+            continue
+        if points(before) >= points(base) and points(base) - points(after) >= SMALL:
+            said.append(
+                f"it takes {name} from {points(before):.1f} points to {points(after):.1f}, under the base model "
+                f"({points(base):.1f}): what was learned there is lost; lower finetuning.learning_rate, or set "
+                "update.merge to recall_moments, with merging.hold"
+            )
+    return said
 
 
 def _of_clusters(sizes: list[int]) -> list[str]:

@@ -54,6 +54,8 @@ class LabelBias(Frozen):
 class UpdateResult(Frozen):
     """One update: the expert's score on its own learning task, the merge, the registered version, seconds a stage.
 
+    `on_validation`: the scores of the model "before", the "expert" and the "merged" model on the new learning task's
+    validation rows; empty in old records.
     `cluster_sizes`: how many prompts each typical sample stands for; empty where they were
     chosen at random, and in old records. `label_bias`: of the merged model on each classification that it was scored
     on; empty in old records.
@@ -67,6 +69,7 @@ class UpdateResult(Frozen):
     seconds: dict[str, float] = {}
     cluster_sizes: list[int] = []
     label_bias: dict[str, LabelBias] = {}
+    on_validation: dict[str, float] = {}
 
 
 class StreamResult(Frozen):

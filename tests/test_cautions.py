@@ -40,27 +40,41 @@ def test_a_run_that_looks_well_warns_of_nothing():
     assert cautions(sample_result()) == []
 
 
+def on_validation(before, expert, merged):
+    return with_update(3, on_validation={"before": before, "expert": expert, "merged": merged})
+
+
 def test_a_merged_model_worse_than_both_it_was_made_of():
-    # Before the third update 31.5 points on its learning task, its expert 70.
-    (said,) = cautions(with_score(3, 2, 0.25))
-    assert said.startswith("update 3, commonsense: the merged model has 25.0 points on it, less than its expert (70.0)")
-    assert "the model before (31.5)" in said
+    (said,) = cautions(on_validation(0.32, 0.70, 0.26))
+    assert said.startswith("update 3, commonsense: on its validation rows the merged model has 26.0 points, less than")
+    assert "its expert (70.0) and less than the model before (32.0)" in said
 
 
 def test_a_collapse_is_told_even_where_the_expert_gained_nothing():
-    result = with_score(3, 2, 0.1)
-    third = result.updates[2].model_copy(update={"expert_score": 0.32})
-    (said,) = cautions(result.model_copy(update={"updates": [*result.updates[:2], third]}))
-    assert "less than its expert (32.0) and less than the model before (31.5)" in said
+    (said,) = cautions(on_validation(0.32, 0.32, 0.10))
+    assert "less than its expert (32.0) and less than the model before (32.0)" in said
 
 
-def test_less_than_two_points_under_both_are_left_to_chance():
-    assert cautions(with_score(3, 2, 0.30)) == []
+def test_less_than_two_rows_of_fifty_under_both_are_left_to_chance():
+    assert cautions(on_validation(0.32, 0.70, 0.30)) == []
 
 
 def test_an_expert_that_learned_nothing():
-    (said,) = cautions(with_update(3, expert_score=0.32))
-    assert "the expert has 32.0 points on it and the model before had 31.5" in said
+    (said,) = cautions(on_validation(0.32, 0.32, 0.32))
+    assert "on its validation rows the expert has 32.0 points and the model before had 32.0" in said
+
+
+def test_what_an_update_taught_and_a_later_one_took_back_below_the_base():
+    # The base has 18.2 points on names_fr; after its own update, the second, 35.2.
+    (said,) = cautions(with_score(3, 1, 0.15))
+    assert said.startswith(
+        "update 3, commonsense: it takes names_fr from 35.2 points to 15.0, under the base model (18.2)"
+    )
+    assert cautions(with_score(3, 1, 0.17)) == [], "less than two points under it"
+    never = with_score(2, 1, 0.10).methods["recall"].scores
+    lost = with_score(3, 1, 0.10)
+    lost.methods["recall"].scores[2] = never[2]
+    assert cautions(lost) == [], "it was under the base before"
 
 
 @pytest.mark.parametrize(
