@@ -10,7 +10,7 @@ export PATH := $(BIN):$(PATH)
 RESULTS := default-stream default-stream-gpu default-stream-rank-64 default-single real-independent real-five \
 	real-five-stream real-five-gpu real-five-gpu-first real-five-gpu-second-order real-six default-gemma \
 	default-independent default-independent-response real-stream validation-independent \
-	validation-independent-5-samples validation-independent-200-samples validation-independent-response validation-stream
+	validation-independent-5-samples validation-independent-200-samples validation-independent-response validation-stream validation-stream-rank-64
 
 # Of these the cases of held moments and RegMean are set against each other, all together.
 POOLED := default-stream default-stream-gpu real-five-gpu real-six

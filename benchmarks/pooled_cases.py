@@ -5,7 +5,8 @@
 prints a Markdown table: a line for each file, and one for all cases together. For each of 2000 resamples cases are
 drawn with replacement out of all files, so that how streams differ counts as chance too, and test rows as
 `recall.comparison` draws them: the same ones wherever the same rows were answered. Cases weigh the same whatever their
-stream. A case is in one file alone: give no file that holds a second run of another one's seed and order.
+stream. The same seed and order in two files, on a CPU and on a GPU say, whose sums give other models, are two cases;
+give no file that repeats another one's on the same machine.
 """
 
 import argparse

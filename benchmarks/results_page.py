@@ -81,13 +81,13 @@ def section(summary: SettingSummary, name: str, out: Path, also: Sequence[Settin
     rows = ", ".join(f"{task} {count}" for task, count in summary.rows.items())
     if not summary.methods:
         return ["", f"## {escaped(title(summary))}", "", escaped(sentence(summary))]
-    plain = [method for method in summary.methods if "=" not in method.label]
+    plain = [method for method in summary.methods if "=" not in method.label] or summary.methods
     save(averages(summary, plain), out / f"{name}.svg")
     text = ["", f"## {escaped(title(summary))}", "", escaped(sentence(summary)), ""]
     text += [f"Points (100 x the score) ± half of the 95% interval; rows: {escaped(rows)}.", ""]
     text += _table(
-        ["", *(f"{column} {summary.metrics.get(column, '')}".strip() for column in columns(summary))],
-        [[label_of(one.label), *(cell(one.measures.get(column)) for column in columns(summary))]
+        ["", "cases", *(f"{column} {summary.metrics.get(column, '')}".strip() for column in columns(summary))],
+        [[label_of(one.label), str(one.cases), *(cell(one.measures.get(column)) for column in columns(summary))]
          for one in summary.methods],
     )  # fmt: skip
     text += differences(summary)
@@ -198,7 +198,26 @@ def by_depth(lines: list[Line], name: str, out: Path) -> list[str]:
     axes[1].axhline(1, color="tab:gray", linestyle=":", linewidth=1)
     axes[0].legend(frameon=False)
     save(figure, out / f"{name}.svg")
-    return ["", "## By depth", "", f"![similarity and weight by depth]({name}.svg)"]
+    text = ["", "## By depth", "", f"![similarity and weight by depth]({name}.svg)"]
+    for setting in settings:
+        first = next((line for line in lines if line.label == "recall" and line.setting == setting), None)
+        text += layer_table(first) if first else []
+    return text
+
+
+def layer_table(line: Line) -> list[str]:
+    """Of every merge of a case at some layers: the newest model's weight, and how alike the nearest other one is."""
+    merges = [merge for merge in line.merges if merge.similarities]
+    if not merges:
+        return []
+    count = len(merges[0].layers)
+    shown = sorted({0, 1, min(3, count - 1), *range(5, count, 5), *range(max(count - 3, 0), count)})
+    rows = []
+    for merge in merges:
+        rows.append([f"{merge.models[-1]}, similarity", *(f"{max(merge.similarities[at][:-1]):.2f}" for at in shown)])
+        rows.append(["weight", *(f"{merge.weights[at][-1]:.2f}" for at in shown)])
+    case = f"{line.setting}, seed {line.seed}, order {line.order}; layers"
+    return ["", f"{case}:", "", *_table(["", *map(str, shown)], rows)]
 
 
 def varied(summary: SettingSummary) -> list[MethodSummary]:
