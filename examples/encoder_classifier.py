@@ -59,7 +59,7 @@ def run(work: Path, quick: bool, seed: int) -> tuple[StreamResult, dict[str, int
     tokenizer = learned_tokenizer(rows["film_reviews"]["train"])
     for parts in rows.values():
         for split, texts in parts.items():
-            parts[split] = [row for row in texts if len(tokenizer(row.prompt).input_ids) <= TOKENS]
+            parts[split] = [row for row in texts if len(tokenizer(row.prompt, verbose=False).input_ids) <= TOKENS]
     film = rows.pop("film_reviews")["train"]
     tokenizer.save_pretrained(work / "base")
     model = new_model(len(tokenizer), seed)
