@@ -48,7 +48,7 @@ results: setup
 	OMP_NUM_THREADS=1 python benchmarks/results_page.py $(RESULTS:%=docs/results/%.jsonl) \
 		--also recall_moments --also "recall_moments merging.hold=10" --out docs/results
 	python benchmarks/pooled_cases.py $(POOLED:%=docs/results/%.jsonl) --ours "recall_moments merging.hold=10" \
-		--theirs regmean > docs/results/pooled.md
+		--theirs regmean --out docs/results/pooled.md
 
 check: setup lint types
 	lint-imports

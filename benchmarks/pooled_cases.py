@@ -18,7 +18,7 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
-from recall.comparison import CONFIDENCE, RESAMPLES, Case, drawn_scores, newest
+from recall.comparison import CONFIDENCE, RESAMPLES, drawn_scores, newest
 from recall.comparison_line import Line, read_lines
 from recall.comparison_measures import FORGETTING, SEEN, UNSEEN, measures, score_of
 from recall.comparison_table import label_of
@@ -34,9 +34,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--ours", required=True, metavar="LABEL", help="a method, with what was changed of it")
     parser.add_argument("--theirs", required=True, metavar="LABEL")
+    parser.add_argument("--out", type=Path, help="write the table there instead")
     given = parser.parse_args(arguments)
     try:
-        print(table(given.files, given.ours, given.theirs))
+        found = table(given.files, given.ours, given.theirs)
+        given.out.write_text(found + "\n", encoding="utf-8") if given.out else print(found)
     except BadInput as error:
         print(error, file=sys.stderr)
         return 2
@@ -69,9 +71,9 @@ def case_differences(lines: list[Line], ours: str, theirs: str, resamples: int =
     def with_draws(line: Line, update: int, column: str) -> NDArray[np.float64]:
         return np.concatenate([[score_of(line, update, column)], values[line.key, update, column]])
 
-    by_case: dict[Case, dict[str, Line]] = {}
+    by_case: dict[tuple[str, int, int], dict[str, Line]] = {}
     for line in streams:
-        by_case.setdefault((line.seed, line.order), {})[line.label] = line
+        by_case.setdefault((line.shared, line.seed, line.order), {})[line.label] = line
     differences = []
     for both in by_case.values():
         if len(both) == 2:

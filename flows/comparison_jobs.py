@@ -44,7 +44,8 @@ def check_jobs(jobs: int, settings: Settings) -> None:
 def make_at_once(labels: list[str], jobs: int, arguments: dict[str, Any], logs: Path) -> None:
     """Have `jobs` processes at a time make what the results file lacks of one label each, and append it there.
 
-    They work in one store, whose locks let the first make what several need, and on this process's Prefect server.
+    Each result is told as it is made. They work in one store, whose locks let the first make what several need, and on
+    this process's Prefect server.
     Where one fails the others go on.
 
     Args:
@@ -88,7 +89,7 @@ def _ended(
                     process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
                 running[label] = process, log
                 console.print(f"started: {label}", highlight=False, markup=False, soft_wrap=True)
-            time.sleep(0.5)
+            time.sleep(0.2)
             for label, (process, log) in list(running.items()):
                 code = process.poll()
                 told[label] += _tell(log, told[label])

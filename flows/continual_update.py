@@ -106,18 +106,18 @@ def update(
         current = past[-1].current if past else stream.base
         before |= {method: score(stream, current, f"{method} {position - 1}", data_sets, [name])[name]}
         models[method] = next_models(stream, method, past, data_sets)
-        if method == "recall":
-            held_out = on_validation(stream, current, models[method], data_sets[name])
         columns = [*seen, *unseen] if method == "recall" or last else seen
         scores[method] = score(stream, models[method].current, f"{method} {position}", data_sets, columns)
+    former = earlier[-1].models["recall"].current if earlier else stream.base
+    held_out = score_on_validation(stream, former, models["recall"], data_sets[name])
     expert = score(stream, models["recall"].expert, f"expert {name}", data_sets, [name])[name].result()
-    own = {name: pending.result() for name, pending in scores["recall"].items()}
-    own_base = {f"base/{name}": pending.result() for name, pending in base.items()}
+    own = results(scores["recall"])
+    own_base = {f"base/{name}": ref for name, ref in results(base).items()}
     record = UpdateRecord(
         key=stream.key(position),
         model_key=stream.model_key(position),
         position=position,
-        result=update_result(stream, models, name, expert, own, values(held_out)),
+        result=update_result(stream, models, name, expert, own, results(held_out)),
         models=models,
         scores={method: values(found) for method, found in scores.items()},
         base_scores=values(base),
@@ -174,7 +174,7 @@ def score(
     }
 
 
-def on_validation(
+def score_on_validation(
     stream: Stream, before: CheckpointRef, own: Models, data_set: DatasetRef
 ) -> dict[str, Pending[ScoreRef]]:
     """The new learning task's validation rows by RECALL's model before, its expert and the merged one.
@@ -196,9 +196,14 @@ def on_validation(
     }
 
 
+def results(scores: dict[str, Pending[ScoreRef]]) -> dict[str, ScoreRef]:
+    """The evaluations, once they are there."""
+    return {name: pending.result() for name, pending in scores.items()}
+
+
 def values(scores: dict[str, Pending[ScoreRef]]) -> dict[str, float]:
     """The bare scores, once they are there."""
-    return {name: pending.result().score for name, pending in scores.items()}
+    return {name: ref.score for name, ref in results(scores).items()}
 
 
 def next_models(stream: Stream, method: str, past: list[Models], data_sets: dict[str, DatasetRef]) -> Models:

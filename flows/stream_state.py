@@ -166,7 +166,7 @@ def update_result(
     learning_task: str,
     expert: ScoreRef,
     scores: dict[str, ScoreRef],
-    on_validation: dict[str, float],
+    on_validation: dict[str, ScoreRef],
 ) -> UpdateResult:
     """What people want to know of one update: RECALL's merge, and the seconds of each of its stages.
 
@@ -185,7 +185,7 @@ def update_result(
         "represent": own.representations,
         "weigh": [own.weights],
         "merge": [own.current],
-        "evaluate": [expert, *scores.values()],
+        "evaluate": [expert, *scores.values(), *on_validation.values()],
         "baselines": [
             ref for name, other in models.items() if name != "recall" for ref in (other.expert, *other.needed_next)
         ],
@@ -198,7 +198,7 @@ def update_result(
         seconds=seconds,
         cluster_sizes=own.samples.cluster_sizes if own.samples else [],
         label_bias=label_biases(scores),
-        on_validation=on_validation,
+        on_validation={who: ref.score for who, ref in on_validation.items()},
     )
 
 

@@ -123,9 +123,9 @@ def _standing(ours: str, where: str, name: str, methods: dict[str, MethodSummary
 def _under_base(summary: SettingSummary, name: str) -> str:
     """The base is no rival, but to be under it is worth a word."""
     measured = {method.label: method.measures[name].value for method in summary.methods if name in method.measures}
-    if measured.get("base", 0.0) <= measured[summary.ours]:
+    if points(measured.get("base", 0.0)) <= points(measured[summary.ours]):
         return ""
-    return f", and is under the base model, which has {points(measured['base']):.1f}"
+    return f"; the base model is above {label_of(summary.ours)} there, at {points(measured['base']):.1f}"
 
 
 def _interval(difference: Difference) -> str:

@@ -85,14 +85,16 @@ def _by_likelihood(
     predictions = [n if row.choices else p for row, p, n in zip(rows, plain, normed, strict=True)]
     row_scores = _matches(predictions, rows)
     extra = {"acc": fmean(_matches(plain, rows)), "acc_norm": fmean(_matches(normed, rows))}
-    labels = None if any(row.choices for row in rows) else spec.labels
+    bias = None
+    if spec.labels and len(spec.labels) > 1 and not any(row.choices for row in rows):
+        bias = label_bias(summed, predictions, [row.target for row in rows], spec.labels)
     return Evaluation(
         metric=spec.metric,
         score=fmean(row_scores),
         row_scores=row_scores,
         predictions=predictions,
         extra=extra,
-        label_bias=label_bias(summed, [row.target for row in rows], labels) if labels and len(labels) > 1 else None,
+        label_bias=bias,
     )
 
 

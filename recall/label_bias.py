@@ -16,7 +16,9 @@ from sklearn.metrics import roc_auc_score
 from recall.results import LabelBias
 
 
-def label_bias(log_likelihoods_NL: Sequence[Sequence[float]], targets: Sequence[str], labels: list[str]) -> LabelBias:
+def label_bias(
+    log_likelihoods_NL: Sequence[Sequence[float]], chosen: Sequence[str], targets: Sequence[str], labels: list[str]
+) -> LabelBias:
     """The label that most rows are given, and how well the labels' likelihoods rank the rows.
 
     AUC is the area under the ROC curve of a label's log-odds against all others, a mean over the labels that some rows
@@ -24,16 +26,18 @@ def label_bias(log_likelihoods_NL: Sequence[Sequence[float]], targets: Sequence[
     one is likelier by the same factor in every row, which moves the threshold of accuracy.
 
     Args:
-        log_likelihoods_NL: summed log-probability of each label after each row's prompt.
+        log_likelihoods_NL: summed log-probability of each label after each row's prompt. Where one is no number, as of
+            a model that diverged, there is no AUC.
+        chosen: the label that each row was given.
         targets: the right label of each row.
     """
     sums_NL = np.asarray(log_likelihoods_NL, dtype=np.float64)
-    given, count = Counter(labels[place] for place in sums_NL.argmax(axis=1)).most_common(1)[0]
+    given, count = Counter(chosen).most_common(1)[0]
     truth = {label: np.array([target == label for target in targets]) for label in labels}
     areas = [
         float(roc_auc_score(is_label_N, sums_NL[:, place] - logsumexp(np.delete(sums_NL, place, axis=1), axis=1)))
         for place, is_label_N in enumerate(truth.values())
-        if is_label_N.any() and not is_label_N.all()
+        if is_label_N.any() and not is_label_N.all() and np.isfinite(sums_NL).all()
     ]
     return LabelBias(
         label=given,

@@ -54,11 +54,10 @@ class LabelBias(Frozen):
 class UpdateResult(Frozen):
     """One update: the expert's score on its own learning task, the merge, the registered version, seconds a stage.
 
-    `on_validation`: the scores of the model "before", the "expert" and the "merged" model on the new learning task's
-    validation rows; empty in old records.
-    `cluster_sizes`: how many prompts each typical sample stands for; empty where they were
-    chosen at random, and in old records. `label_bias`: of the merged model on each classification that it was scored
-    on; empty in old records.
+    `cluster_sizes`: how many prompts each typical sample stands for; empty where they were chosen at random.
+    `label_bias`: of the merged model, on each classification that it was scored on.
+    `on_validation`: scores of the model "before", the "expert" and the "merged" one on the new learning task's
+    validation rows. All three are empty in old records.
     """
 
     learning_task: str

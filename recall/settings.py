@@ -178,7 +178,7 @@ class UpdateSettings(Frozen):
 
 
 class EvaluationSettings(Frozen):
-    """Scoring on the test split."""
+    """Scoring on the test split, and for warnings and `recall compare --split validation` on the other."""
 
     batch_size: int = Field(32, gt=0, description="rows that share a forward pass")
     max_tokens: int = Field(512, gt=0, description="prompt and answer together; longer prompts are cut on the left")

@@ -1,4 +1,4 @@
-"""Stage 7, evaluation: one model's score on one learning task's test split."""
+"""Stage 7, evaluation: one model's score on a learning task's rows: the test split, or the validation split."""
 
 from __future__ import annotations
 

@@ -165,7 +165,7 @@ class WeightsRef(ArtifactRef):
 
 
 class ScoreRef(ArtifactRef):
-    """`evaluation.json`: the score of one model on one test split."""
+    """`evaluation.json`: the score of one model on one split."""
 
     score: float
     metric: str

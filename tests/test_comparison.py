@@ -217,8 +217,8 @@ def test_the_sentence_says_who_won_and_whether_chance_may_explain_it(ours, words
     found = summary([base, *lines])
     assert words in sentence(found)
     assert "trained once" in sentence(found)
-    assert "and is under the base model, which has 99.0" in sentence(found)
-    assert "base" not in sentence(summary(lines))
+    assert "; the base model is above RECALL there, at 99.0" in sentence(found)
+    assert "base model" not in sentence(summary(lines))
     assert table(found).row_count == 3
 
 

@@ -83,10 +83,28 @@ def test_it_ends_with_what_every_method_kept_and_lost(finished):
         assert method["scores"].keys() == {"names", "reviews", "countries", "films", "spanish"}
         assert all(method[name] is not None for name in ("average_accuracy", "forgetting", "forward_transfer"))
     assert result["experts"].keys() == {"names", "reviews", "countries"}
-    assert any("on films the merged model gives " in said for said in result["warnings"]), "a tiny model has one answer"
     assert result["version"] == "3"
     assert not result["draft"]
     assert (finished.folder / result["report"]).read_text().startswith("<!doctype html>")
+
+
+def test_what_warnings_go_by_is_recorded_and_is_of_validation_rows(finished):
+    """The model before an update, its expert and their merge; the last two as the store has them."""
+    folder, updates = finished.folder, finished.result["updates"]
+    scores = {}
+    for path in (folder / ".store" / "scores").glob("*/evaluation.json"):
+        found = json.loads(path.read_text())
+        scores.setdefault(len(found["row_scores"]), []).append(found["score"])
+    for update in updates:
+        name = update["learning_task"]
+        rows = len((folder / "data" / name / "validation.jsonl").read_text().splitlines())
+        tests = len((folder / "data" / name / "test.jsonl").read_text().splitlines())
+        assert rows != tests, "or this would not tell the splits apart"
+        assert update["on_validation"].keys() == {"before", "expert", "merged"}
+        assert set(update["on_validation"].values()) <= set(scores[rows])
+    assert updates[2]["label_bias"].keys() == {"reviews", "films"}, "classifications alone, unseen ones too"
+    for bias in updates[2]["label_bias"].values():
+        assert bias["given"] >= 0.5 and bias["true"] == 0.5 and 0 <= bias["auc"] <= 1
 
 
 def test_the_report_is_written_again_from_the_registry_alone(finished, tmp_path):

@@ -5,9 +5,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recall.label_bias import label_bias
+from recall import label_bias as module
 
 LABELS = ["bad", "good"]
+
+
+def label_bias(sums, targets, labels):
+    """Each row is given its likeliest label."""
+    return module.label_bias(sums, [labels[place] for place in np.argmax(sums, axis=1)], targets, labels)
 
 
 def test_a_preferred_label_hides_a_ranking_that_is_right():
@@ -42,3 +47,9 @@ def test_of_three_labels_it_is_the_mean_over_those_that_some_rows_have():
 def test_rows_of_one_target_have_no_area():
     found = label_bias([[0, -1], [0, -2]], ["good", "good"], LABELS)
     assert (found.label, found.true, found.auc) == ("bad", 0.0, None)
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("-inf")])
+def test_a_model_that_diverged_has_no_area_and_breaks_nothing(broken):
+    found = label_bias([[broken, broken], [0, -1]], ["bad", "good"], LABELS)
+    assert (found.label, found.given, found.auc) == ("bad", 1.0, None)

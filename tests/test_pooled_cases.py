@@ -46,7 +46,7 @@ def test_cases_that_one_method_lacks_and_other_settings_are_left_out(script):
     assert script.case_differences(lines, "regmean", "ties") == []
 
 
-def test_all_cases_together_are_told_apart_from_zero_where_no_file_s_alone_are(script, tmp_path, capsys):
+def test_all_cases_together_have_a_narrower_interval_than_those_of_any_file(script, tmp_path, capsys):
     files = [tmp_path / f"{name}.jsonl" for name in "abcd"]
     for number, file in enumerate(files):
         for made in stream(range(4), generator=number):
