@@ -109,6 +109,8 @@ def differences(summary: SettingSummary) -> list[str]:
     said = "minus each method, with the interval, * where that leaves out zero, and cases won and lost:"
     rows = [[label_of(one.label), *(difference_cell(one.against.get(column)) for column in compared)]
             for one in summary.methods if one.against]  # fmt: skip
+    if not rows:
+        return []
     return ["", f"{escaped(label_of(summary.ours))} {said}", "", *_table(["", *compared], rows)]
 
 
