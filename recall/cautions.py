@@ -44,7 +44,9 @@ def cautions(result: StreamResult) -> list[str]:
             *([*_of_weights(update.merge), *_of_pool(update.merge)] if result.merged_by == "recall" else []),
         ]
         found += [f"update {number}, {update.learning_task}: {sign}" for sign in signs]
-    return found + _of_labels(result.updates[-1].label_bias) + _of_the_end(result)
+    # Of the last model alone, which is the one to be used.
+    labels = [sign for update in result.updates[-1:] for sign in _of_labels(update.label_bias)]
+    return found + labels + _of_the_end(result)
 
 
 def _set_to(result: StreamResult, section: str, name: str) -> object:
@@ -150,7 +152,6 @@ def _of_pool(merge: MergeWeights) -> list[str]:
 
 
 def _of_labels(found: dict[str, LabelBias]) -> list[str]:
-    """Of the last model, which is the one to be used."""
     said = []
     for name, bias in found.items():
         if points(bias.given) - points(bias.true) < TOO_OFTEN or bias.auc is None:
