@@ -13,17 +13,19 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
 
-from recall.comparison import CONFIDENCE, RESAMPLES, drawn_scores, newest
+from recall.comparison import RESAMPLES, drawn_scores, interval, newest, over_cases
 from recall.comparison_line import Line, read_lines
 from recall.comparison_measures import FORGETTING, SEEN, UNSEEN, measures, score_of
 from recall.comparison_table import label_of
-from recall.errors import BadInput
+from recall.errors import BadInput, Failed
 from recall.markdown import escaped
+from recall.text_files import write_text
 
 MEASURES = (SEEN, UNSEEN, FORGETTING)
 Draws = dict[str, NDArray[np.float64]]  # by measure: first the difference itself, then that of every resample
@@ -38,10 +40,10 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         found = table(given.files, given.ours, given.theirs)
-        given.out.write_text(found + "\n", encoding="utf-8") if given.out else print(found)
-    except BadInput as error:
+        write_text(given.out, found + "\n") if given.out else print(found)
+    except (BadInput, Failed) as error:
         print(error, file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, BadInput) else 1
     return 0
 
 
@@ -78,25 +80,26 @@ def case_differences(lines: list[Line], ours: str, theirs: str, resamples: int =
     for both in by_case.values():
         if len(both) == 2:
             one, other = (measures("stream", [both[label]], with_draws) for label in (ours, theirs))
-            differences.append({name: one[name] - other[name] for name in MEASURES})
+            differences.append({name: one[name] - other[name] for name in MEASURES if name in one})
     return differences
 
 
 def pooled(cases: Sequence[Draws], measure: str) -> tuple[float, float, float]:
     """Mean difference over cases, and the bounds of its interval."""
-    all_CB = np.stack([case[measure] for case in cases])
-    count, resamples = all_CB.shape[0], all_CB.shape[1] - 1
-    counts_BC = np.random.default_rng(count).multinomial(count, np.full(count, 1 / count), size=resamples)
-    drawn_B = (counts_BC.T * all_CB[:, 1:]).sum(axis=0) / count
-    low, high = np.quantile(drawn_B, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return float(all_CB[:, 0].mean()), float(low), float(high)
+    # Each is a case of its own, whatever its seed and order are called in its file.
+    drawn_B = over_cases("stream", {(number, 0): case[measure][1:] for number, case in enumerate(cases)}, seed=0)
+    return fmean(case[measure][0] for case in cases), *interval(drawn_B)
 
 
 def _cells(cases: Sequence[Draws]) -> list[str]:
     cells = []
     for measure in MEASURES:
-        value, low, high = pooled(cases, measure)
-        better = [(-1 if measure == FORGETTING else 1) * case[measure][0] for case in cases]
+        having = [case for case in cases if measure in case]
+        if not having:  # nothing unseen, or one learning task
+            cells.append("")
+            continue
+        value, low, high = pooled(having, measure)
+        better = [(-1 if measure == FORGETTING else 1) * case[measure][0] for case in having]
         won, lost = sum(gap > 1e-12 for gap in better), sum(gap < -1e-12 for gap in better)
         mark = "" if low <= 0 <= high else "*"
         cells.append(f"{100 * value:+.1f}{mark} ({100 * low:.1f} to {100 * high:.1f}), {won}:{lost}")

@@ -213,7 +213,7 @@ def _means(
     for name in points[cases[0]]:
         low, high = (-1.0, 1.0) if name in (FORGETTING, BACKWARD) else (0.0, 1.0)
         estimate = fmean(points[case][name] for case in cases)
-        drawn = _over_cases(setting, {case: draws[case][name] for case in cases}, seed)
+        drawn = over_cases(setting, {case: draws[case][name] for case in cases}, seed)
         found[name] = Estimate(value=_rounded(estimate), **_bounds(estimate, drawn, low, high))
     return found
 
@@ -233,7 +233,7 @@ def _differences(
         if name not in theirs[cases[0]]:
             continue
         gaps = [_rounded(ours[case][name] - theirs[case][name]) for case in cases]
-        drawn = _over_cases(setting, {case: our_draws[case][name] - their_draws[case][name] for case in cases}, seed)
+        drawn = over_cases(setting, {case: our_draws[case][name] - their_draws[case][name] for case in cases}, seed)
         better = -1 if name == FORGETTING else 1
         widest = 2.0 if name in (FORGETTING, BACKWARD) else 1.0
         found[name] = Difference(
@@ -246,7 +246,7 @@ def _differences(
     return found
 
 
-def _over_cases(setting: Setting, draws: dict[Case, NDArray[np.float64]], seed: int) -> NDArray[np.float64]:
+def over_cases(setting: Setting, draws: dict[Case, NDArray[np.float64]], seed: int) -> NDArray[np.float64]:
     """The mean over trainings that are drawn with replacement, in every resample: the same ones for the same number."""
     trainings: dict[Case, list[NDArray[np.float64]]] = {}
     for case, drawn_B in draws.items():
@@ -258,8 +258,14 @@ def _over_cases(setting: Setting, draws: dict[Case, NDArray[np.float64]], seed: 
     return mean
 
 
-def _bounds(estimate: float, drawn: NDArray[np.float64], least: float, most: float) -> dict[str, float]:
+def interval(drawn: NDArray[np.float64]) -> tuple[float, float]:
+    """The percentile interval of resamples."""
     low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(low), float(high)
+
+
+def _bounds(estimate: float, drawn: NDArray[np.float64], least: float, most: float) -> dict[str, float]:
+    low, high = interval(drawn)
     return {
         "low": _rounded(max(min(low, estimate), least)),
         "high": _rounded(min(max(high, estimate), most)),

@@ -89,7 +89,6 @@ def test_it_ends_with_what_every_method_kept_and_lost(finished):
 
 
 def test_what_warnings_go_by_is_recorded_and_is_of_validation_rows(finished):
-    """The model before an update, its expert and their merge; the last two as the store has them."""
     folder, updates = finished.folder, finished.result["updates"]
     scores = {}
     for path in (folder / ".store" / "scores").glob("*/evaluation.json"):

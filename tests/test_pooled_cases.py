@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_comparison import in_stream, together
 
 from recall.comparison import compare_lines
 from recall.comparison_line import append, read_lines
 from recall.comparison_measures import FORGETTING, SEEN, UNSEEN
-from tests.test_comparison import in_stream, together
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "pooled_cases.py"
 
@@ -65,3 +65,13 @@ def test_a_file_without_such_a_case_is_named(script, tmp_path, capsys):
     append(tmp_path / "few.jsonl", stream([0])[0])
     assert script.main([str(tmp_path / "few.jsonl"), "--ours", "regmean", "--theirs", "average"]) == 2
     assert "few has no case that both regmean and average went through" in capsys.readouterr().err
+
+
+def test_a_table_that_cannot_be_written_is_one_sentence(script, tmp_path, capsys):
+    file = tmp_path / "lines.jsonl"
+    for made in stream(range(2)):
+        append(file, made)
+    asked = [str(file), "--ours", "regmean", "--theirs", "average", "--out", str(file / "pooled.md")]
+    assert script.main(asked) == 1
+    (said,) = capsys.readouterr().err.strip().splitlines()
+    assert "pooled.md" in said
