@@ -6,10 +6,10 @@ Every method fine-tunes from its own current model (or the base) with the same d
 from __future__ import annotations
 
 from flows.moments import by_moments
-from flows.pools import keep_newest, merge_pool, typical
+from flows.pools import keep_newest, merge_pool, pool_with_origin, typical
 from flows.stream_state import Stream
 from flows.training import SEQUENTIAL, training
-from recall.merge_settings import BY_MOMENTS
+from recall.merge_settings import BY_MOMENTS, OF_DIFFERENCES
 from tasks.finetune import finetune
 from tasks.fisher import fisher
 from tasks.merge import combine, merge
@@ -32,7 +32,7 @@ def learn_baseline(stream: Stream, method: str, past: list[Models], data_sets: d
         return models
     if method in BY_MOMENTS:
         return by_moments(stream, method, label, past, expert, train)
-    pool, names = merge_pool(stream, past, expert)
+    pool, names = (pool_with_origin if method in OF_DIFFERENCES else merge_pool)(stream, past, expert)
     if method == "lm_cocktail":
         samples = typical(stream, label, expert, train)
         weights = weigh_by_loss(

@@ -36,8 +36,6 @@ ORDERLESS = ("average", "task_arithmetic", "ties", "pruned_average", "regmean")
 # RECALL with moments reads, whose variants these are.
 VARIED = ("update", "finetuning", "sampling", "representations", "weighting")
 VARIED_BY_MOMENTS = tuple(f"merging.{name}" for name in READ_BY["recall_moments"])
-# They have a meaning where one update follows another.
-IN_SEQUENCE = ("update.", "merging.hold")
 UNVARIED = ("finetuning.seed", "sampling.seed", "finetuning.ewc", "finetuning.replay", "update.merge")
 
 
@@ -102,7 +100,11 @@ class Case:
         if self.setting == "independent" and method in ORDERLESS:
             tasks = [name for name in base.stream.learning_tasks if name in tasks]
         stream = base.stream.model_copy(update={"learning_tasks": tasks})
-        fixed = {"start_from": "base", "pool": "all"} if self.setting == "independent" else {}
+        fixed = {}
+        if self.setting == "independent":
+            fixed = {"start_from": "base", "pool": "experts" if base.update.pool == "experts" else "all"}
+        elif self.setting == "single" and base.update.pool == "experts":
+            fixed = {"pool": "current"}  # the base is what the expert is merged with
         update = base.update.model_copy(update={"merge": "recall", **fixed})
         return base.model_copy(update={**seeds, "stream": stream, "update": update})
 
@@ -165,13 +167,15 @@ def contenders(case: Case, options: Options, variants: dict[Contender, Settings]
         *(name for name in dict.fromkeys(named) if name not in LEFT_OUT[case.setting]),
         "recall",
     ]
-    varied = [
-        one
-        for one in variants
-        if one.method not in LEFT_OUT[case.setting]
-        and (case.setting == "stream" or not str(one.key).startswith(IN_SEQUENCE))
-    ]
-    return [*map(Contender, methods), *varied]
+    return [*map(Contender, methods), *(one for one in variants if _has_a_meaning(one, case.setting))]
+
+
+def _has_a_meaning(variant: Contender, setting: Setting) -> bool:
+    if variant.method in LEFT_OUT[setting]:
+        return False
+    if variant.key == "update.pool" and variant.value == "experts":
+        return setting != "single"  # where that would leave nothing to merge the expert with
+    return setting == "stream" or variant.key not in ("update.start_from", "update.pool", "merging.hold")
 
 
 def check_methods(options: Options, settings: Settings) -> None:
@@ -212,16 +216,15 @@ def read_variants(
             )
             why = "--method recall_moments is the other merge" if key == "update.merge" else why
             raise BadInput(f"--vary {key} cannot be varied ({why}); take it out")
-        if key.startswith(IN_SEQUENCE) and "stream" not in options.settings:
-            raise BadInput(f"--vary {key} has a meaning in --setting stream alone; add that, or take it out")
-        if by_moments and set(options.settings) <= {"single"}:
-            raise BadInput(f"--vary {key} is of recall_moments, which has no meaning in --setting single; take it out")
         try:
             parsed = yaml.safe_load(f"[{values}]")
         except yaml.YAMLError as error:
             raise BadInput(f"--vary {text}: the values are not YAML; quote them") from error
         for value in parsed:
             shown = yaml.safe_dump(value, default_flow_style=True).removesuffix("\n...\n").strip()
-            method = "recall_moments" if by_moments else "recall"
-            found[Contender(method, key, shown)] = load_settings(config, profile, [*overrides, f"{key}={shown}"])
+            variant = Contender("recall_moments" if by_moments else "recall", key, shown)
+            if not any(_has_a_meaning(variant, setting) for setting in options.settings):
+                asked = " and ".join(options.settings)
+                raise BadInput(f"--vary {key}={shown} has no meaning in --setting {asked}; take it out")
+            found[variant] = load_settings(config, profile, [*overrides, f"{key}={shown}"])
     return found

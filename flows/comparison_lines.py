@@ -157,7 +157,8 @@ def settings_read(settings: Settings, case: Case, method: str) -> dict[str, Any]
     if method == "base":
         return read
     read["finetuning"] = settings.finetuning.plain.model_dump(mode="json")
-    if case.setting == "stream":
+    # Of merging at once only this was ever a choice.
+    if case.setting == "stream" or settings.update.pool == "experts":
         read["update"] = settings.update.model_dump(mode="json")
     if method in (*FROM_SAMPLES, "regmean"):
         read["sampling"] = settings.sampling.model_dump(mode="json")

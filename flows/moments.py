@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from flows.pools import keep_newest, merge_pool, represent_pool, typical
+from flows.pools import keep_newest, pool_with_origin, represent_pool, typical
 from flows.stream_state import Stream
 from tasks.merge import combine
 from tasks.moments import moments
@@ -36,10 +36,10 @@ def own_moments(stream: Stream, label: str, expert: FinetunedRef, train: SplitRe
 
 
 def moments_pool(stream: Stream, past: list[Models], expert: FinetunedRef) -> tuple[list[CheckpointRef], list[str]]:
-    """As `merge_pool`, without the base; in the first update it stands there, and the expert is kept whole."""
+    """As `pool_with_origin`, without the base; in the first update it stands there, and the expert is kept whole."""
     if not past:
         return [stream.base, expert], ["current", stream.seen(1)[-1]]
-    pool, names = merge_pool(stream, past, expert)
+    pool, names = pool_with_origin(stream, past, expert)
     return (pool[1:], names[1:]) if stream.settings.update.pool_has_experts else (pool, names)
 
 

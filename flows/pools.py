@@ -20,6 +20,13 @@ def start_model(stream: Stream, past: list[Models]) -> CheckpointRef:
 
 def merge_pool(stream: Stream, past: list[Models], expert: FinetunedRef) -> tuple[list[CheckpointRef], list[str]]:
     """The models that are merged, the newest last, and their names."""
+    if stream.settings.update.pool == "experts":
+        return [*(models.expert for models in past), expert], stream.seen(len(past) + 1)
+    return pool_with_origin(stream, past, expert)
+
+
+def pool_with_origin(stream: Stream, past: list[Models], expert: FinetunedRef) -> tuple[list[CheckpointRef], list[str]]:
+    """As `merge_pool`, and first what the others' differences are from: the base, or the current model."""
     *earlier, name = stream.seen(len(past) + 1)
     if stream.settings.update.pool_has_experts:
         return [stream.base, *(models.expert for models in past), expert], ["base", *earlier, name]

@@ -23,6 +23,8 @@ MomentsWeighting = Literal["uniform", "response"]
 WEIGHTED = ("recall", "average", "task_arithmetic", "lm_cocktail")
 BY_SIMILARITY = ("recall", "recall_moments")
 BY_MOMENTS = ("regmean", "recall_moments")
+# They add up what tells models from the pool's first.
+OF_DIFFERENCES = ("task_arithmetic", "ties", "dare", "pruned_average")
 TAKES_WEIGHTS = (*WEIGHTED, "recall_moments")
 FROM_SAMPLES = (*BY_SIMILARITY, "lm_cocktail")
 READ_BY = {

@@ -162,8 +162,10 @@ class UpdateSettings(Frozen):
     """What the newest expert starts from, which models are merged with it, and how."""
 
     start_from: Literal["merged", "base"] = Field("merged", description="what the newest expert is fine-tuned from")
-    pool: Literal["current", "all"] = Field(
-        "current", description="merged with it: the current model, or every model so far; from base it is always all"
+    pool: Literal["current", "all", "experts"] = Field(
+        "current",
+        description="merged with it: the current model, every model so far, or these without the base; from base "
+        "current is all",
     )
     merge: Literal["recall", "recall_moments"] = Field(
         "recall",
@@ -173,8 +175,8 @@ class UpdateSettings(Frozen):
 
     @property
     def pool_has_experts(self) -> bool:
-        """Is the pool the base and every expert, rather than the current model and the newest expert?"""
-        return self.start_from == "base" or self.pool == "all"
+        """Are all experts merged, rather than the current model and the newest of them?"""
+        return self.start_from == "base" or self.pool != "current"
 
 
 class EvaluationSettings(Frozen):
@@ -282,6 +284,15 @@ class Settings(Frozen):
             raise ValueError(
                 f"baselines names {self.update.merge}, which is the update's own method by update.merge, so the same "
                 "model would be made twice; take it out of baselines"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _two_models_for_slerp(self) -> Settings:
+        if "slerp" in self.baselines and self.update.pool_has_experts:
+            raise ValueError(
+                "baselines names slerp, which goes between two models, and the pool has every expert; take it out, or "
+                "set update.pool current and update.start_from merged"
             )
         return self
 

@@ -33,6 +33,7 @@ from recall.errors import Failed
 from recall.ledger import Entry
 from recall.lineage import read_lineage
 from tasks import audit_full, ledger, registry
+from tasks.refs import file_sha256
 
 
 @pytest.fixture
@@ -61,6 +62,19 @@ def test_a_clean_stream_passes_and_its_models_are_made_again_bit_for_bit(project
     names = {link["name"] for link in report["links"]}
     assert {"base model", "data set names", "data set films in Git", "environment lock", "lineage.json"} <= names
     assert {"score of reviews from its rows", "score of the base model on films from its rows"} <= names
+
+
+def test_without_the_base_in_the_pool_the_first_expert_is_kept_whole_and_the_merges_are_made_again(project):
+    project.run("--set", "update.pool=experts", "--set", "baselines=[sequential]")
+    lineages = [read_lineage(artifact(project, version, "lineage.json").read_text(), "it") for version in (3, 4)]
+    assert [[entry.name for entry in lineage.pool] for lineage in lineages] == [["names"], ["names", "reviews"]]
+    made = json.loads(artifact(project, 3, "update.json").read_text())["models"]
+    folders = [project.folder / ".store" / ref["kind"] / ref["fingerprint"]
+               for ref in (made["recall"]["current"], made["sequential"]["current"])]  # fmt: skip
+    alone, kept = (file_sha256(folder / "model.safetensors") for folder in folders)
+    assert alone == kept
+    report = audit("--level", "merge", version=4)
+    assert not by_status(report, "failed")
 
 
 def test_the_lineage_names_everything_that_a_model_was_made_from(project):

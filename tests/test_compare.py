@@ -206,11 +206,19 @@ def test_the_stream_s_scores_are_those_of_a_run_and_share_its_models(compared):
         (["--vary", "merging.scale=1"], "--vary merging.scale cannot be varied (RECALL reads update"),
         (["--vary", "update.merge=recall_moments"], "cannot be varied (--method recall_moments is the other merge)"),
         (["--vary", "sampling.clusters=3,99"], "fewer than sampling.clusters (99)"),
-        (["--vary", "update.pool=all", "--setting", "single"], "has a meaning in --setting stream alone"),
-        (["--vary", "merging.hold=1", "--setting", "independent"], "has a meaning in --setting stream alone"),
-        (
-            ["--vary", "merging.shrink=0.5", "--setting", "single"],
-            "--vary merging.shrink is of recall_moments, which has",
+        *(
+            (
+                ["--vary", pair, "--setting", setting],
+                f"--vary {pair} has no meaning in --setting {setting}; take it out",
+            )
+            for pair, setting in [
+                ("update.pool=all", "single"),
+                ("update.pool=experts", "single"),
+                ("update.pool=all", "independent"),
+                ("update.start_from=base", "independent"),
+                ("merging.hold=1", "independent"),
+                ("merging.shrink=0.5", "single"),
+            ]
         ),
         (["--jobs", "1000"], "--jobs 1000 of 1 threads each need 1000 cores"),
         (["--jobs", "2", "--set", "runner.kind=dask"], "both start processes; take one of the two"),
@@ -259,6 +267,23 @@ def test_a_seed_reaches_training_sampling_and_merging(compared):
     found = Case("independent", 3, 0, ("reviews", "names"), ()).settings(settings, "recall")
     assert (found.finetuning.seed, found.sampling.seed, found.merging.seed) == (3, 3, 3)
     assert (found.update.start_from, found.stream.learning_tasks) == ("base", ["reviews", "names"])
+
+
+def test_without_the_base_in_the_pool_only_differences_are_still_taken_to_it(new_project):
+    project = new_project("without-the-base")
+    both = ("--setting", "single", "--setting", "independent", "--method", "average", "--method", "task_arithmetic")
+    project.recall("compare", *STREAM, *both, "--set", "update.pool=experts")
+    found = read_lines(project.folder / "comparison.jsonl")
+    pools = {line.setting: line.merges[-1].models for line in found if line.label == "recall"}
+    assert pools == {"single": ["current", "reviews"], "independent": ["names", "reviews"]}
+    written = [json.loads(path.read_text()) for path in project.folder.glob(".store/weights/*/weights.json")]
+    summed = {tuple(one["models"]): one["weights"][0] for one in written if not one["similarities"]}
+    assert summed[("names", "reviews")] == [0.5, 0.5], "the average's"
+    assert summed[("base", "names", "reviews")] == [-1, 1, 1], "task arithmetic's"
+    project.recall("compare", *STREAM, *both, "--vary", "update.pool=experts")
+    added = read_lines(project.folder / "comparison.jsonl")[len(found) :]
+    pools = {line.label: line.merges[-1].models for line in added if line.setting == "independent" and line.merges}
+    assert pools == {"recall": ["base", "names", "reviews"], "recall update.pool=experts": ["names", "reviews"]}
 
 
 def test_recall_is_the_paper_s_merge_whatever_a_run_merges_by(compared):
