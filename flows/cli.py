@@ -104,8 +104,11 @@ def _show(found: dict[str, Any], seconds: float) -> None:
         f"{made}, {seconds:.0f} s; registered as models:/{result.stream}/{result.updates[-1].version}", soft_wrap=True
     )
     if result.draft:
+        why = "; ".join(found["draft_because"])
         out.print(
-            "a draft run, and no version that it made can be promoted: commit your changes, push the data, run again",
+            f"a draft run, and no version that it made can be promoted ({why}): commit your changes, push the data, "
+            "run again",
+            markup=False,
             soft_wrap=True,
         )
     out.print(f"report: {Path(found['summary']['report']).resolve()}", soft_wrap=True)

@@ -33,7 +33,11 @@ def publish_outputs(stream: Stream, result: StreamResult, parent_run: str | None
     _prefect_artifacts(result, [outcome(stream, result), str(shown["verdict"]), *cautions(result)])
     if parent_run is not None:
         registry.finish_stream_run(parent_run, _final_metrics(result), [report, REPORTS / "result.json"])
-    return {"summary": shown, "result": result.model_dump(mode="json")}
+    return {
+        "summary": shown,
+        "result": result.model_dump(mode="json"),
+        "draft_because": list(stream.inputs.draft_reasons),
+    }
 
 
 def outcome(stream: Stream, result: StreamResult) -> str:

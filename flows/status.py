@@ -99,7 +99,9 @@ def sentences(status: Status) -> list[str]:
     told.append(f"{count} of {len(status.learning_tasks)} learning tasks taken in{rest}")
     champion = f"champion: version {status.champion}" if status.champion else "no champion yet"
     told.append(champion + (f", before it version {status.previous}" if status.previous else ""))
-    if status.ledger and not status.faults:
+    if not status.ledger:
+        told.append("ledger: no entry yet; the first `recall promote` writes it")
+    elif not status.faults:
         count = len(status.ledger)
         entries = "1 entry" if count == 1 else f"{count} entries"
         told.append(f"ledger: {entries}, the chain holds; newest {status.ledger[-1].digest}")

@@ -258,7 +258,8 @@ def test_a_draft_becomes_a_version_in_its_own_right_once_all_is_committed(new_pr
     project = new_project("draft")
     one_learning_task(project)
     assert project.run()["draft"], "params.yaml is not committed"
-    assert project.run()["draft"]
+    said = project.recall("run").stdout
+    assert "promoted (the Git tree has uncommitted changes): commit your changes" in said
     made = project.artifacts("experts")
     project.commit("one learning task")
     assert not project.run()["draft"]

@@ -164,6 +164,10 @@ def test_the_command_exits_with_0_for_promoted_and_1_for_refused(fresh_registry)
         assert "Usage" in recall(command, "--help").output
 
 
+def test_status_says_that_the_ledger_is_empty(fresh_registry):
+    assert "no champion yet ledger: no entry yet" in " ".join(recall("status").output.split())
+
+
 def test_status_shows_versions_aliases_verdicts_audits_and_the_ledger(fresh_registry):
     promoted("1", why="the first")
     promoted("3", overrides=FAIL)
