@@ -95,7 +95,7 @@ def make_line(
 
 
 def at_once(stream: Stream, case: Case, method: str, data_sets: dict[str, DatasetRef]) -> Made:
-    """The base, an expert, or one merge of the base and every expert; all of it scored on every column."""
+    """The base, an expert, or one merge of every model of the pool; all of it scored on every column."""
     columns = [*case.learning_tasks, *case.others, *stream.unseen]
     if method == "base":
         return Made([], [score(stream, stream.base, "base", data_sets, columns)])
