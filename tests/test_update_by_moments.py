@@ -51,16 +51,20 @@ def project(finished, monkeypatch):
 @pytest.fixture(scope="module")
 def reference(finished, tmp_path_factory):
     """The weights that the baseline comes to beside the paper's merge, undisturbed and in a store of its own."""
-    store = tmp_path_factory.mktemp("reference")
+    return as_a_baseline(finished, tmp_path_factory.mktemp("reference"), *THREE)
+
+
+def as_a_baseline(project, store, *arguments):
+    """SHA-256 of the baseline's weights after each update."""
     settings = (f"store={store}", "stream.name=reference", "update.merge=recall", "baselines=[recall_moments]")
-    finished.run(*THREE, *(word for setting in settings for word in ("--set", setting)))
+    project.run(*arguments, *(word for setting in settings for word in ("--set", setting)))
     found = {}
-    for file in finished.folder.glob("mlartifacts/**/update.json"):
+    for file in project.folder.glob("mlartifacts/**/update.json"):
         record = json.loads(file.read_text())
         if "recall_moments" in record["models"]:
             ref = record["models"]["recall_moments"]["current"]
             found[record["position"]] = file_sha256(store / ref["kind"] / ref["fingerprint"] / "model.safetensors")
-    return [found[position] for position in (1, 2, 3)]
+    return [found[position] for position in sorted(found)]
 
 
 def weights(version):
@@ -252,7 +256,9 @@ def test_streams_older_than_the_setting_keep_their_keys():
 
 
 @pytest.mark.slow
-def test_moments_that_hold_fine_tuning_are_an_input_of_the_next_expert_come_back_from_mlflow_and_are_audited(project):
+def test_moments_that_hold_fine_tuning_are_an_input_of_the_next_expert_come_back_from_mlflow_and_are_audited(
+    project, tmp_path
+):
     hold = ("--set", "merging.hold=10")
     project.run(*hold)
     store = Store(root=project.folder / ".store")
@@ -263,6 +269,7 @@ def test_moments_that_hold_fine_tuning_are_an_input_of_the_next_expert_come_back
     assert inputs[1]["strength"] == 10
     assert weights(3) == weights(1)
     assert weights(4) != weights(2)
+    assert [weights(3), weights(4)] == as_a_baseline(project, tmp_path, *hold)
     assert not by_status(audit("--level", "merge", version=4), "failed")
     card = (project.folder / "reports" / "audits" / "tiny-4" / "model_card.md").read_text()
     assert "held each fine-tuning too (strength 10.0)" in card
