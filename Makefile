@@ -7,7 +7,7 @@ PYTEST := python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reord
 export PATH := $(BIN):$(PATH)
 
 # What docs/results.md has tables and plots of.
-RESULTS := default-all default-even default-stream default-stream-gpu default-stream-rank-64 default-single real-independent real-five \
+RESULTS := default-all default-even default-stream default-stream-gpu default-stream-rank-64 default-single real-three real-independent real-five \
 	real-five-stream real-five-cpu real-five-gpu real-five-gpu-first real-five-gpu-second-order real-six default-gemma \
 	default-independent default-independent-response real-stream validation-independent \
 	validation-independent-5-samples validation-independent-200-samples validation-independent-response validation-stream validation-stream-rank-64
