@@ -11,7 +11,7 @@ from recall.standings import LABELS, points
 
 TITLES = {
     "single": "one expert merged with the base, for each learning task",
-    "independent": "the base and all experts merged once",
+    "independent": "all experts merged once",
     "stream": "learning task after learning task",
 }
 NO_RIVALS = ("base", "expert")
