@@ -179,7 +179,7 @@ def by_depth(lines: list[Line], name: str, out: Path) -> list[str]:
     """Similarity to the newest model, and the newest model's weight over an equal share, layer by layer."""
     settings = {
         setting: [merge for line in lines if line.label == "recall" and line.setting == setting
-                  for merge in line.merges if merge.similarities]
+                  for merge in line.merges if merge.compares_models]
         for setting in dict.fromkeys(line.setting for line in lines)
     }  # fmt: skip
     if not any(settings.values()):
@@ -209,7 +209,7 @@ def by_depth(lines: list[Line], name: str, out: Path) -> list[str]:
 
 def layer_table(line: Line) -> list[str]:
     """Of every merge of a case at some layers: the newest model's weight, and how alike the nearest other one is."""
-    merges = [merge for merge in line.merges if merge.similarities]
+    merges = [merge for merge in line.merges if merge.compares_models]
     if not merges:
         return []
     count = len(merges[0].layers)

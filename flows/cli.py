@@ -68,10 +68,11 @@ def _continual_update(
 ) -> dict[str, Any]:
     set_defaults(settings.store, debug)
     end_orphaned_servers()
-    from flows.preflight import check_inputs
+    from flows.preflight import check_baselines, check_inputs
 
     # Checked here too, before Prefect shows errors in its own way; its server starts while MLflow is imported.
     server = OwnServer()
+    check_baselines(settings)
     check_inputs(settings, take_in, meanwhile=server.start)
     from prefect import tags
 

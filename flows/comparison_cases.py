@@ -32,8 +32,8 @@ LEFT_OUT: dict[Setting, tuple[str, ...]] = {
 }
 # They do not know which model is the newest, so one merge serves every order.
 ORDERLESS = ("average", "task_arithmetic", "ties", "pruned_average", "regmean")
-# What RECALL's own models depend on; `update` is what the settings single and independent fix. Of `merging`, what
-# RECALL with moments reads, whose variants these are.
+# What RECALL's own models depend on; of `update` the settings single and independent fix all but the latter's pool
+# without the base. Of `merging`, what RECALL with moments reads, whose variants these are.
 VARIED = ("update", "finetuning", "sampling", "representations", "weighting")
 VARIED_BY_MOMENTS = tuple(f"merging.{name}" for name in READ_BY["recall_moments"])
 UNVARIED = ("finetuning.seed", "sampling.seed", "finetuning.ewc", "finetuning.replay", "update.merge")

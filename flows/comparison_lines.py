@@ -157,7 +157,7 @@ def settings_read(settings: Settings, case: Case, method: str) -> dict[str, Any]
     if method == "base":
         return read
     read["finetuning"] = settings.finetuning.plain.model_dump(mode="json")
-    # Of merging at once only this was ever a choice.
+    # Merged at once, only where it is not the default: lines from before there was a choice keep their keys.
     if case.setting == "stream" or settings.update.pool == "experts":
         read["update"] = settings.update.model_dump(mode="json")
     if method in (*FROM_SAMPLES, "regmean"):

@@ -17,7 +17,7 @@ from flows.moments import by_moments
 from flows.orphans import untagged_tasks
 from flows.outputs import outcome, publish_outputs
 from flows.pools import merge_pool, represent_pool, typical
-from flows.preflight import check_inputs
+from flows.preflight import check_baselines, check_inputs
 from flows.stream_state import (
     Stream,
     bring_back,
@@ -61,6 +61,7 @@ def continual_update(
     state's message says what was made, or that nothing was new.
     """
     settings = load_settings(Path(config), profile, overrides)
+    check_baselines(settings)
     stream = open_stream(settings, check_inputs(settings, take_in or []))
     last = len(settings.stream.learning_tasks)
     parent_run = registry.unfinished_stream_run(settings.stream.name, stream.key(last))

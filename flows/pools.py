@@ -26,7 +26,8 @@ def merge_pool(stream: Stream, past: list[Models], expert: FinetunedRef) -> tupl
 
 
 def pool_with_origin(stream: Stream, past: list[Models], expert: FinetunedRef) -> tuple[list[CheckpointRef], list[str]]:
-    """As `merge_pool`, and first what the others' differences are from: the base, or the current model."""
+    """As `merge_pool`, and first the model whose difference from each other one is added up: the base, or the current
+    one."""
     *earlier, name = stream.seen(len(past) + 1)
     if stream.settings.update.pool_has_experts:
         return [stream.base, *(models.expert for models in past), expert], ["base", *earlier, name]

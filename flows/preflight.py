@@ -78,6 +78,22 @@ def check_inputs(settings: Settings, take_in: list[str], meanwhile: Callable[[],
     return Inputs(hashes.pop(BASE), hashes, commit, reasons)
 
 
+def check_baselines(settings: Settings) -> None:
+    """Of a run, for a comparison names its methods.
+
+    Raises:
+        BadInput: SLERP would have another number of models than two, which shows after the first update.
+    """
+    update = settings.update
+    if "slerp" in settings.baselines and update.pool_has_experts:
+        most = len(settings.stream.learning_tasks) + (update.pool != "experts")
+        if most != 2 or update.pool == "experts":
+            raise BadInput(
+                f"baselines names slerp, which goes between two models, but the pool has every expert: {most} models "
+                "in the last update; take it out, or set update.pool current and update.start_from merged"
+            )
+
+
 def _draft_reasons(folders: dict[str, Path]) -> tuple[str | None, tuple[str, ...]]:
     commit, clean = data_versions.git_commit()
     reasons = []

@@ -99,7 +99,7 @@ def sentences(status: Status) -> list[str]:
     told.append(f"{count} of {len(status.learning_tasks)} learning tasks taken in{rest}")
     champion = f"champion: version {status.champion}" if status.champion else "no champion yet"
     told.append(champion + (f", before it version {status.previous}" if status.previous else ""))
-    if not status.ledger:
+    if not status.ledger and not status.faults:
         told.append("ledger: no entry yet; the first `recall promote` writes it")
     elif not status.faults:
         count = len(status.ledger)

@@ -68,6 +68,7 @@ def render(result: StreamResult, test_rows: dict[str, int] | None = None) -> str
         best=best_methods(rows),
         methods=[(name, shown[name], result.methods[name].scores) for name in names],
         by_moments=result.merged_by == "recall_moments",
+        begins_alone=not result.updates[0].merge.compares_models,
         hold=result.hold if len(result.updates) > 1 else 0,
         key_figures=_key_figures(result),
         trends=_trends(result),
@@ -77,7 +78,7 @@ def render(result: StreamResult, test_rows: dict[str, int] | None = None) -> str
         depths=[
             (_depth(result, number), _model_legend(result, number))
             for number, update in enumerate(result.updates)
-            if update.merge.similarities
+            if update.merge.compares_models
         ],
         stages=list(dict.fromkeys(stage for update in result.updates for stage in update.seconds)),
         settings=_flat(result.settings),

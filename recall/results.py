@@ -36,6 +36,11 @@ class MergeWeights(Frozen):
         """Do attention and MLP of a block have rows of their own?"""
         return any(layer.endswith(".attention") for layer in self.layers)
 
+    @property
+    def compares_models(self) -> bool:
+        """Was the newest model compared with others? Not where it is kept whole."""
+        return bool(self.similarities) and len(self.models) > 1
+
 
 class LabelBias(Frozen):
     """The label that a model gives most rows of a classification, and whether it tells the labels apart.

@@ -164,8 +164,8 @@ class UpdateSettings(Frozen):
     start_from: Literal["merged", "base"] = Field("merged", description="what the newest expert is fine-tuned from")
     pool: Literal["current", "all", "experts"] = Field(
         "current",
-        description="merged with it: the current model, every model so far, or these without the base; from base "
-        "current is all",
+        description="merged with it: the current model; the base and every earlier expert (from base always); or these "
+        "experts without the base",
     )
     merge: Literal["recall", "recall_moments"] = Field(
         "recall",
@@ -284,15 +284,6 @@ class Settings(Frozen):
             raise ValueError(
                 f"baselines names {self.update.merge}, which is the update's own method by update.merge, so the same "
                 "model would be made twice; take it out of baselines"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _two_models_for_slerp(self) -> Settings:
-        if "slerp" in self.baselines and self.update.pool_has_experts:
-            raise ValueError(
-                "baselines names slerp, which goes between two models, and the pool has every expert; take it out, or "
-                "set update.pool current and update.start_from merged"
             )
         return self
 

@@ -74,6 +74,8 @@ def test_without_the_base_in_the_pool_the_first_expert_is_kept_whole_and_the_mer
     alone, kept = (file_sha256(folder / "model.safetensors") for folder in folders)
     assert alone == kept
     report = audit("--level", "merge", version=4)
+    again = [link["found"] for link in report["links"] if link["name"].endswith("made again")]
+    assert again == ["bit-identical"] * (3 + 4), "the first update has the representations of one model"
     assert not by_status(report, "failed")
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from project import Project, make_project
 from typer.testing import CliRunner
 
 from flows.cli import app
-from flows.preflight import check_inputs
+from flows.preflight import check_baselines, check_inputs
+from recall.errors import BadInput
 from recall.load_settings import load_settings
 from tasks import data_versions, registry
 
@@ -288,3 +290,15 @@ def test_help(command):
     done = CliRunner().invoke(app, [*command, "--help"])
     assert done.exit_code == 0
     assert "Usage" in done.output
+
+
+def test_slerp_among_many_models_is_refused_before_anything_is_trained():
+    def with_slerp(*update):
+        return load_settings(Path(__file__).parent.parent / "params.yaml", overrides=["baselines=[slerp]", *update])
+
+    check_baselines(with_slerp())
+    check_baselines(with_slerp("update.pool=all", "stream.learning_tasks=[name_language]"))
+    with pytest.raises(BadInput, match="slerp, which goes between two models, but the pool has every expert: 4 models"):
+        check_baselines(with_slerp("update.start_from=base"))
+    with pytest.raises(BadInput, match="3 models"):
+        check_baselines(with_slerp("update.pool=experts"))

@@ -269,21 +269,28 @@ def test_a_seed_reaches_training_sampling_and_merging(compared):
     assert (found.update.start_from, found.stream.learning_tasks) == ("base", ["reviews", "names"])
 
 
-def test_without_the_base_in_the_pool_only_differences_are_still_taken_to_it(new_project):
+def test_without_the_base_in_the_pool_only_differences_are_still_taken_to_it(new_project, results_page, tmp_path):
     project = new_project("without-the-base")
-    both = ("--setting", "single", "--setting", "independent", "--method", "average", "--method", "task_arithmetic")
-    project.recall("compare", *STREAM, *both, "--set", "update.pool=experts")
+    methods = ("--method", "average", "--method", "task_arithmetic", "--method", "lm_cocktail")
+    project.recall("compare", *STREAM, *methods, "--set", "update.pool=experts")
     found = read_lines(project.folder / "comparison.jsonl")
-    pools = {line.setting: line.merges[-1].models for line in found if line.label == "recall"}
-    assert pools == {"single": ["current", "reviews"], "independent": ["names", "reviews"]}
+    pools = {line.setting: [merge.models for merge in line.merges] for line in found if line.label == "recall"}
+    assert pools["single"] == [["current", "reviews"]]
+    assert pools["independent"] == [["names", "reviews"]]
+    assert pools["stream"] == [["names"], ["names", "reviews"]]
+    assert results_page.main([str(project.folder / "comparison.jsonl"), "--out", str(tmp_path)]) == 0
+    assert "reviews, similarity" in (tmp_path / "tables.md").read_text()
     written = [json.loads(path.read_text()) for path in project.folder.glob(".store/weights/*/weights.json")]
-    summed = {tuple(one["models"]): one["weights"][0] for one in written if not one["similarities"]}
-    assert summed[("names", "reviews")] == [0.5, 0.5], "the average's"
-    assert summed[("base", "names", "reviews")] == [-1, 1, 1], "task arithmetic's"
-    project.recall("compare", *STREAM, *both, "--vary", "update.pool=experts")
+    summed = [(one["models"], one["weights"][0]) for one in written if not one["similarities"]]
+    assert (["names", "reviews"], [0.5, 0.5]) in summed, "the average's"
+    assert (["base", "names", "reviews"], [-1, 1, 1]) in summed, "task arithmetic's"
+    assert (["names"], [1]) in summed, "of a stream's first update"
+    settings = ("--setting", "single", "--setting", "independent")
+    project.recall("compare", *STREAM, *settings, *methods, "--vary", "update.pool=experts")
     added = read_lines(project.folder / "comparison.jsonl")[len(found) :]
     pools = {line.label: line.merges[-1].models for line in added if line.setting == "independent" and line.merges}
-    assert pools == {"recall": ["base", "names", "reviews"], "recall update.pool=experts": ["names", "reviews"]}
+    assert pools["recall"] == pools["lm_cocktail"] == ["base", "names", "reviews"]
+    assert pools["recall update.pool=experts"] == ["names", "reviews"]
 
 
 def test_recall_is_the_paper_s_merge_whatever_a_run_merges_by(compared):

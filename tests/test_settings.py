@@ -137,7 +137,6 @@ def test_settings_are_immutable(tmp_path: Path) -> None:
             "learning_tasks.base_model: base_model, sources, profiles mean",
         ),
         (changed("learning_tasks", {"sources": TASK}), "mean something else; rename it"),
-        (changed("update", {"pool": "experts"}) | {"baselines": ["slerp"]}, "slerp, which goes between two models"),
         (changed("sampling", {"seed": -1}), "sampling.seed Input should be greater than or equal to 0"),
         (changed("finetuning", {"seed": -1}), "finetuning.seed Input should be greater than or equal to 0"),
         (changed("finetuning", {"seed": 2**32}), "finetuning.seed Input should be less than 4294967296"),
