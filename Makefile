@@ -7,13 +7,13 @@ PYTEST := python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reord
 export PATH := $(BIN):$(PATH)
 
 # What docs/results.md has tables and plots of.
-RESULTS := default-all default-even default-stream default-stream-gpu default-stream-rank-64 default-single real-three real-independent real-five \
+RESULTS := default-all default-more-rows default-even default-stream default-stream-gpu default-stream-rank-64 default-single real-three real-independent real-five \
 	real-five-stream real-five-cpu real-five-gpu real-five-gpu-first real-five-gpu-second-order real-six default-gemma \
 	default-independent default-independent-response default-independent-experts default-independent-with-and-without-base real-stream validation-independent \
 	validation-independent-5-samples validation-independent-200-samples validation-independent-response validation-independent-three-seeds validation-stream validation-stream-rank-64
 
 # Of these the cases of held moments and RegMean are set against each other, all together.
-POOLED := default-all default-stream default-stream-gpu real-five-gpu real-five-cpu real-six
+POOLED := default-all default-more-rows default-stream default-stream-gpu real-five-gpu real-five-cpu real-six
 
 .PHONY: setup data run results test test-examples test-slow test-nightly test-server chaos lint types check clean
 
