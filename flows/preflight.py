@@ -82,16 +82,15 @@ def check_baselines(settings: Settings) -> None:
     """Of a run, for a comparison names its methods.
 
     Raises:
-        BadInput: SLERP would have another number of models than two, which shows after the first update.
+        BadInput: SLERP would have another number of models than two, which a merge would say after training.
     """
     update = settings.update
-    if "slerp" in settings.baselines and update.pool_has_experts:
-        most = len(settings.stream.learning_tasks) + (update.pool != "experts")
-        if most != 2 or update.pool == "experts":
-            raise BadInput(
-                f"baselines names slerp, which goes between two models, but the pool has every expert: {most} models "
-                "in the last update; take it out, or set update.pool current and update.start_from merged"
-            )
+    base_and_one_expert = len(settings.stream.learning_tasks) == 1 and update.pool != "experts"
+    if "slerp" in settings.baselines and update.pool_has_experts and not base_and_one_expert:
+        raise BadInput(
+            "baselines names slerp, which goes between two models, but the pool has every expert; take it out, or set "
+            "update.pool current and update.start_from merged"
+        )
 
 
 def _draft_reasons(folders: dict[str, Path]) -> tuple[str | None, tuple[str, ...]]:
