@@ -128,6 +128,7 @@ def _model_checked(settings: Settings) -> Path:
     reads = {
         "config": file_sha256(settings.base_folder / "config.json"),
         "target_modules": settings.finetuning.lora.target_modules,
+        "tied": "refused",
         **({"held": True} if settings.merging.hold else {}),
         "versions": [version(name) for name in ("transformers", "peft")],
     }
@@ -146,8 +147,11 @@ def check_model(settings: Settings) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.pytorch_utils import Conv1D
 
+    from recall.running_order import tied_groups
+
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(settings.base_folder))
+        tied = [group for group in tied_groups(model).values() if len(group) > 1]
         try:
             inject_adapter_in_model(LoraConfig(r=1, target_modules=wanted), model)
         except (ValueError, re.error) as error:
@@ -156,6 +160,13 @@ def check_model(settings: Settings) -> None:
                 f"finetuning.lora.target_modules ({wanted!r}) cannot be used with the base model "
                 f"({' '.join(str(error).split())[:200]}); it has {', '.join(last)}"
             ) from error
+    adapted = {f"{name}.weight" for name, part in model.named_modules() if isinstance(part, LoraLayer)}
+    for first, *others in tied:
+        if adapted & {first, *others}:
+            raise BadInput(
+                f"finetuning.lora.target_modules ({wanted!r}) changes {first}, which the base model uses as "
+                f"{others[0]} too: trained it would change one and merged both; take it out"
+            )
     if settings.merging.hold:
         head = model.get_output_embeddings()
         for name, part in model.named_modules():

@@ -16,6 +16,7 @@ from torch import Tensor
 from recall.checkpoints import read_json
 from recall.errors import BadInput
 from recall.recent import Recent
+from recall.structure import tied_with
 from recall.tensor_files import TensorFolder, TensorSpec
 from recall.torch_types import TORCH_TYPES
 
@@ -55,6 +56,7 @@ class LoraAdapter:
         for name in self._files.specs:
             self._take_in(name, base)
         self._check_pairs()
+        self._refuse_tied(base)
         # `left_Or` (scaled) and `right_rI` in float32, whose product is the difference of a tensor. The chunks of one
         # tensor follow each other.
         self.factors = Recent(2, self._read_factors)
@@ -143,6 +145,16 @@ class LoraAdapter:
             kind = next((kind for kind, other in FACTORS.items() if name.endswith(other)), None)
             if kind is not None and name not in paired:
                 raise BadInput(f"adapter {self.folder} lacks {name.removesuffix(FACTORS[kind])}{kind}; copy it again")
+
+    def _refuse_tied(self, base: TensorFolder) -> None:
+        """PEFT runs the adapter of an embedding beside it: a head that is tied to it stays the base's."""
+        for target, (low_A, _) in self._names.items():
+            head = tied_with(base, target) if low_A.endswith(".lora_embedding_A") else None
+            if head is not None:
+                raise BadInput(
+                    f"adapter {self.folder} changes {target}, which {base.folder} uses as {head} too: merged it would "
+                    "change both and PEFT changes one; train it without the embedding, or on a base that is not tied"
+                )
 
     def _check_shape(self, target: str, spec: TensorSpec, low_rank: tuple[int, int], is_embedding: bool) -> None:
         """A difference lies the other way round for an embedding, and where the base keeps its weights transposed."""

@@ -50,6 +50,18 @@ def checkpoint_layers(checkpoint: Checkpoint, modules: bool = False) -> Layers:
     )
 
 
+def tied_with(files: TensorFolder, name: str) -> str | None:
+    """What else the model uses a tensor of its file as, for instance as its head; None where it is nothing else."""
+    config = read_config(files.folder)
+    with torch.device("meta"):
+        model = model_class(config)._from_config(config)
+    held = {candidate: stored for stored, found in _names_in_model(model, files.specs).items() for candidate in found}
+    for group in tied_groups(model).values():
+        if any(held.get(part) == name for part in group):
+            return next((part for part in group if part not in held), None)
+    return None
+
+
 def _classes(config: PreTrainedConfig) -> list[type[PreTrainedModel]]:
     """The class that the config names, and the one with all heads of pretraining, which old files still hold."""
     complete = MODEL_FOR_PRETRAINING_MAPPING.get(type(config), None)

@@ -122,11 +122,20 @@ def test_target_modules_as_peft_reads_them(folder, modules):
 
 
 @pytest.mark.parametrize("modules", ["[embed_tokens, q_proj]", "[lm_head]"])
+def test_an_embedding_or_a_head_that_is_the_other_too(folder, modules):
+    """PEFT would train one of them apart, and the merge has one tensor for both."""
+    sentence = refused(folder, "--set", f"finetuning.lora.target_modules={modules}")
+    assert "changes model.embed_tokens.weight, which the base model uses as lm_head.weight too" in sentence
+
+
+@pytest.mark.parametrize("modules", ["[embed_tokens, q_proj]", "[lm_head]"])
 def test_target_modules_that_no_moments_can_hold(folder, modules):
     """Also where the same adapter passed before, with nothing held."""
+    config = folder / "data" / "base_model" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"tie_word_embeddings": False}))
     targets = f"finetuning.lora.target_modules={modules}"
-    check_inputs(load_settings(folder / "params.yaml", overrides=[targets]), [])
-    sentence = refused(folder, "--set", targets, "--set", "merging.hold=1")
+    check_inputs(load_settings(folder / "params.yaml", overrides=[targets]), ["base_model"])
+    sentence = refused(folder, "--set", targets, "--set", "merging.hold=1", "--take-in", "base_model")
     assert "which leaves no moments, so merging.hold cannot hold it" in sentence
 
 

@@ -63,7 +63,11 @@ def test_an_adapter_is_what_peft_makes_of_it(tmp_path, config):
 
 
 def test_weights_kept_as_inputs_by_outputs(tmp_path, tiny_gpt2_folder):
-    base = Checkpoint(tiny_gpt2_folder)
+    model = load(Checkpoint(tiny_gpt2_folder))
+    model.lm_head.weight = torch.nn.Parameter(2 * model.lm_head.weight)
+    model.config.tie_word_embeddings = False
+    model.save_pretrained(tmp_path / "base")
+    base = Checkpoint(tmp_path / "base")
     for number, modules in enumerate((["c_attn", "c_fc"], ["attn.c_proj"], ["attn.c_proj", "wte"])):
         expert = made_with(tmp_path / f"adapter{number}", base, target_modules=modules, fan_in_fan_out=True)
         # PEFT writes what it set for the last module that it met, and does not read it again.
@@ -100,6 +104,18 @@ def test_such_adapters_as_peft_saves_them_are_refused_too(tmp_path, config):
     base = llama(tmp_path / "base", tie_word_embeddings=False)
     expert = made_with(tmp_path / "adapter", base, target_modules=["down_proj"], **config)
     with pytest.raises(BadInput, match="is more than a low-rank difference"):
+        newest_alone([base, expert], tmp_path / "out")
+
+
+@pytest.mark.parametrize("make", [llama, None])
+def test_an_adapter_of_an_embedding_that_is_the_head_too_is_refused(tmp_path, tiny_gpt2_folder, make):
+    """What PEFT makes of it is no model with one tensor for both, as its own warning says."""
+    base = make(tmp_path / "base") if make else Checkpoint(tiny_gpt2_folder)
+    expert = made_with(tmp_path / "adapter", base, target_modules=["embed_tokens" if make else "wte"])
+    alone, tokens = PeftModel.from_pretrained(load(base), expert.folder), torch.arange(8)[None]
+    before = alone(tokens).logits
+    assert not torch.allclose(alone.merge_and_unload()(tokens).logits, before, atol=0.1)
+    with pytest.raises(BadInput, match=r"uses as lm_head\.weight too: merged it would change both"):
         newest_alone([base, expert], tmp_path / "out")
 
 
