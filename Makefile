@@ -12,7 +12,7 @@ RESULTS := default-all default-more-rows default-even default-stream default-str
 	default-independent default-independent-response default-independent-experts default-independent-with-and-without-base real-stream validation-independent \
 	validation-independent-5-samples validation-independent-200-samples validation-independent-response validation-independent-three-seeds validation-stream validation-stream-rank-64
 
-# Of these the cases of held moments and RegMean are set against each other, all together.
+# Of these the cases of the merges by moments and of each other method are set against each other, all together.
 POOLED := default-all default-more-rows default-stream default-stream-gpu real-five-gpu real-five-cpu real-six
 
 .PHONY: setup data run results test test-examples test-slow test-nightly test-server chaos lint types check clean
@@ -49,6 +49,10 @@ results: setup
 		--also recall_moments --also "recall_moments merging.hold=10" --out docs/results
 	python benchmarks/pooled_cases.py $(POOLED:%=docs/results/%.jsonl) --ours "recall_moments merging.hold=10" \
 		--theirs regmean --out docs/results/pooled.md
+	python benchmarks/pooled_cases.py $(POOLED:%=docs/results/%.jsonl) --ours "recall_moments merging.hold=10" \
+		--out docs/results/pooled-held.md
+	python benchmarks/pooled_cases.py $(POOLED:%=docs/results/%.jsonl) --ours recall_moments \
+		--out docs/results/pooled-moments.md
 
 check: setup lint types
 	lint-imports

@@ -1,12 +1,13 @@
-"""One method against another over the cases of several results files, as one difference with an interval.
+"""One method against others over the cases of several results files, as one difference with an interval.
 
-    python benchmarks/pooled_cases.py FILE.jsonl ... --ours "recall_moments merging.hold=10" --theirs regmean
+    python benchmarks/pooled_cases.py FILE.jsonl ... --ours "recall_moments merging.hold=10" [--theirs regmean]
 
-prints a Markdown table: a line for each file, and one for all cases together. For each of 2000 resamples cases are
-drawn with replacement out of all files, so that how streams differ counts as chance too, and test rows as
-`recall.comparison` draws them: the same ones wherever the same rows were answered. Cases weigh the same whatever their
-stream. The same seed and order in two files, on a CPU and on a GPU say, whose sums give other models, are two cases;
-give no file that repeats another one's on the same machine.
+prints a Markdown table: a line for each file, and one for all cases together; without --theirs a line for each other
+method, over all cases that both went through. For each of 2000 resamples cases are drawn with replacement out of all
+files, so that how streams differ counts as chance too, and test rows as `recall.comparison` draws them: the same ones
+wherever the same rows were answered. Cases weigh the same whatever their stream. The same seed and order in two files,
+on a CPU and on a GPU say, whose sums give other models, are two cases; give no file that repeats another one's on the
+same machine.
 """
 
 import argparse
@@ -35,11 +36,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--ours", required=True, metavar="LABEL", help="a method, with what was changed of it")
-    parser.add_argument("--theirs", required=True, metavar="LABEL")
+    parser.add_argument("--theirs", metavar="LABEL", help="one other method, by file; else every one")
     parser.add_argument("--out", type=Path, help="write the table there instead")
     given = parser.parse_args(arguments)
     try:
-        found = table(given.files, given.ours, given.theirs)
+        files = {file.stem: read_lines(file) for file in given.files}
+        found = table(files, given.ours, given.theirs) if given.theirs else table_of_methods(files, given.ours)
         write_text(given.out, found + "\n") if given.out else print(found)
     except (BadInput, Failed) as error:
         print(error, file=sys.stderr)
@@ -47,18 +49,34 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def table(files: Sequence[Path], ours: str, theirs: str) -> str:
+def table(files: dict[str, list[Line]], ours: str, theirs: str) -> str:
     """A line a file and one for all: mean difference in points, interval, cases won and lost."""
-    found = {file.stem: case_differences(read_lines(file), ours, theirs) for file in files}
+    found = {name: case_differences(lines, ours, theirs) for name, lines in files.items()}
     for name, cases in found.items():
         if not cases:
             raise BadInput(f"{name} has no case that both {ours} and {theirs} went through; leave the file out")
-    columns = [escaped(f"{label_of(ours)} minus {label_of(theirs)}"), "cases", *MEASURES]
-    rows = [[escaped(name), str(len(cases)), *_cells(cases)] for name, cases in found.items()]
-    pooled = [case for cases in found.values() for case in cases]
-    rows.append(["**all cases**", str(len(pooled)), *_cells(pooled)])
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    rows = {escaped(name): cases for name, cases in found.items()}
+    rows["**all cases**"] = [case for cases in found.values() for case in cases]
+    return _markdown(f"{label_of(ours)} minus {label_of(theirs)}", rows)
+
+
+def table_of_methods(files: dict[str, list[Line]], ours: str) -> str:
+    """A line for each other method, over all cases of all files that both went through, as `table` has them."""
+    labels = dict.fromkeys(line.label for lines in files.values() for line in lines if line.label != ours)
+    rows = {}
+    for theirs in labels:
+        cases = [case for lines in files.values() for case in case_differences(lines, ours, theirs)]
+        if cases:
+            rows[escaped(label_of(theirs))] = cases
+    if not rows:
+        raise BadInput(f"no file has a case that {ours} and another method went through; give one that has")
+    return _markdown(f"{label_of(ours)} minus", rows)
+
+
+def _markdown(head: str, rows: dict[str, list[Draws]]) -> str:
+    columns = [escaped(head), "cases", *MEASURES]
+    cells = [[name, str(len(cases)), *_cells(cases)] for name, cases in rows.items()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [columns, ["---"] * len(columns), *cells])
 
 
 def case_differences(lines: list[Line], ours: str, theirs: str, resamples: int = RESAMPLES) -> list[Draws]:
@@ -80,7 +98,7 @@ def case_differences(lines: list[Line], ours: str, theirs: str, resamples: int =
     for both in by_case.values():
         if len(both) == 2:
             one, other = (measures("stream", [both[label]], with_draws) for label in (ours, theirs))
-            differences.append({name: one[name] - other[name] for name in MEASURES if name in one})
+            differences.append({name: one[name] - other[name] for name in MEASURES if name in one and name in other})
     return differences
 
 

@@ -75,3 +75,24 @@ def test_a_table_that_cannot_be_written_is_one_sentence(script, tmp_path, capsys
     assert script.main(asked) == 1
     (said,) = capsys.readouterr().err.strip().splitlines()
     assert "pooled.md" in said
+
+
+def test_every_other_method_over_the_cases_that_it_has(script, tmp_path, capsys):
+    """One that a file lacks counts by the other file's cases."""
+    random = np.random.default_rng(1)
+    files = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    for number, file in enumerate(files):
+        for made in [*stream(range(3), number), *(in_stream(random, "ties", seed=seed) for seed in range(2 * number))]:
+            append(file, made)
+    assert script.main([*map(str, files), "--ours", "regmean"]) == 0
+    _, _, *rows = capsys.readouterr().out.strip().splitlines()
+    assert [row.split(" | ")[:2] for row in rows] == [["| plain average", "6"], ["| TIES", "2"]]
+    (one,) = [row for row in rows if "TIES" in row]
+    alone = script.case_differences(read_lines(files[1]), "regmean", "ties")
+    assert f"{100 * script.pooled(alone, SEEN)[0]:+.1f}" in one
+
+
+def test_a_method_that_met_no_other_is_one_sentence(script, tmp_path, capsys):
+    append(tmp_path / "few.jsonl", stream([0])[0])
+    assert script.main([str(tmp_path / "few.jsonl"), "--ours", "regmean"]) == 2
+    assert "no file has a case that regmean and another method went through" in capsys.readouterr().err
