@@ -19,7 +19,7 @@ from flows.comparison_cases import (
     contenders,
     read_variants,
 )
-from flows.comparison_jobs import MADE, make_at_once
+from flows.comparison_jobs import MADE, Piece, make_at_once
 from flows.comparison_lines import identity, make_line
 from flows.continual_update import begin
 from flows.orphans import untagged_tasks
@@ -44,12 +44,12 @@ def compare(
     profile: str | None = None,
     overrides: list[str] | None = None,
     jobs: int = 1,
-    only: str | None = None,
+    only: Piece | None = None,
 ) -> State[dict[str, Any]]:
     """Make what the results file does not hold yet, and sum up all that was asked for; returns that as JSON.
 
-    With `jobs` over 1 that many processes make it, each one label through all cases, and MLflow has the cases once all
-    are there; `only` is the label that this process of them makes.
+    With `jobs` over 1 that many processes make it, each one result at a time, and MLflow has the cases once all are
+    there; `only` is the result that this process of them makes.
     """
     settings = load_settings(Path(config), profile, overrides)
     variants = read_variants(options, Path(config), profile, overrides or [])
@@ -58,16 +58,21 @@ def compare(
         console.print(f"{options.results}: half a line at its end, of a killed run, was cut off", soft_wrap=True)
     wanted = {case: _keys(stream, case, options, variants) for case in all_cases(settings, options)}
     before = {line.key for line in read_lines(options.results)}
-    labels = {one.label: None for keys in wanted.values() for one, key in keys.items() if key not in before}
-    if jobs > 1 and len(labels) > 1:
+    pieces = {key: Piece(one.label, case.name) for case, keys in wanted.items() for one, key in keys.items()}
+    lacking = [piece for key, piece in pieces.items() if key not in before]
+    if jobs > 1 and len(lacking) > 1:
         given = {"config": config, "profile": profile, "overrides": overrides or []}
-        make_at_once(list(labels), jobs, given | {"options": options.model_dump(mode="json")}, settings.store / "logs")
+        make_at_once(lacking, jobs, given | {"options": options.model_dump(mode="json")}, settings.store / "logs")
     found = {line.key: line for line in read_lines(options.results)}
     lines: list[Line] = []
     data_sets: dict[str, DatasetRef] = {}
     with untagged_tasks(), workers(settings.runner, settings.threads, stream.store.root):
         for case, keys in wanted.items():
-            missing = [one for one, key in keys.items() if key not in found and only in (None, one.label)]
+            if only is not None and only.case != case.name:
+                continue
+            missing = [
+                one for one, key in keys.items() if key not in found and (only is None or only.label == one.label)
+            ]
             _say(case, sum(key in before for key in keys.values()), len(keys), options.results)
             for contender in missing:
                 data_sets = data_sets or scored_on(begin(stream), options.split)
@@ -82,7 +87,7 @@ def compare(
                 lines += ours
     made = len({line.key for line in lines} - before)
     said = f"{made} of {len(lines)} results made, the others found in {options.results}"
-    said = said if only is None else f"the results of {only} are in {options.results}"
+    said = said if only is None else f"{only} is in {options.results}"
     summaries = [summary.model_dump(mode="json") for summary in compare_lines(lines)] if only is None else []
     return Completed(
         message=said, data={"made": made, "found": len(lines) - made, "said": said, "comparisons": summaries}

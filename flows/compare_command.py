@@ -49,7 +49,7 @@ def compare(
     ),
     jobs: Annotated[
         int,
-        typer.Option(min=1, help="methods made at once, each in a process of its own: for a GPU, or with threads=1"),
+        typer.Option(min=1, help="results made at once, each in a process of its own: for a GPU, or with threads=1"),
     ] = 1,
     config: Config = Path("params.yaml"),
     profile: Profile = None,

@@ -1,4 +1,4 @@
-"""One process of a comparison in several: what one label's results lack. Started by `flows.comparison_jobs`."""
+"""One process of a comparison in several, which makes one result. Started by `flows.comparison_jobs`."""
 
 from __future__ import annotations
 
@@ -35,11 +35,13 @@ def _compare(arguments: dict[str, Any]) -> None:
 
     from flows.compare import compare
     from flows.comparison_cases import Options
+    from flows.comparison_jobs import Piece
     from flows.orphans import process_tag
 
-    named = compare.with_options(flow_run_name=f"compare: {arguments['only']}")
+    only = Piece(*arguments["only"])
+    named = compare.with_options(flow_run_name=f"compare: {only}")
     with tags(process_tag()):
-        named(**arguments | {"options": Options.model_validate(arguments["options"])})
+        named(**arguments | {"options": Options.model_validate(arguments["options"]), "only": only})
 
 
 def _end_with(parent: int) -> None:

@@ -1,4 +1,4 @@
-"""A comparison's methods at once, each in a process of its own: for a GPU that one leaves idle, or for more cores."""
+"""A comparison's results at once, each in a process of its own: for a GPU that one leaves idle, or for more cores."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from collections.abc import Generator
 from contextlib import closing
 from pathlib import Path
 from signal import SIGKILL
-from typing import Any
+from typing import Any, NamedTuple
 
 from prefect.client.orchestration import get_client
 
@@ -24,6 +24,16 @@ from recall.settings import Settings
 SAYS, SEE_DEBUG = "recall: ", " (--debug shows where)"
 MADE = "made: "
 PATIENCE = 30  # seconds that a process has to end by itself
+
+
+class Piece(NamedTuple):
+    """What one process makes: a method in a case, by their names."""
+
+    label: str
+    case: str
+
+    def __str__(self) -> str:
+        return f"{self.label}, {self.case}"
 
 
 def check_jobs(jobs: int, settings: Settings) -> None:
@@ -41,8 +51,8 @@ def check_jobs(jobs: int, settings: Settings) -> None:
         )
 
 
-def make_at_once(labels: list[str], jobs: int, arguments: dict[str, Any], logs: Path) -> None:
-    """Have `jobs` processes at a time make what the results file lacks of one label each, and append it there.
+def make_at_once(pieces: list[Piece], jobs: int, arguments: dict[str, Any], logs: Path) -> None:
+    """Have `jobs` processes at a time make one result each, and append it to the results file.
 
     Each result is told as it is made. They work in one store, whose locks let the first make what several need, and on
     this process's Prefect server.
@@ -55,47 +65,47 @@ def make_at_once(labels: list[str], jobs: int, arguments: dict[str, Any], logs: 
     Raises:
         BadInput, Failed: one of them did, in its sentence; all that the others made is in the file.
     """
-    failed: dict[str, tuple[int, str]] = {}
+    failed: dict[Piece, tuple[int, str]] = {}
     logs.mkdir(parents=True, exist_ok=True)
     with get_client(sync_client=True) as client:
         environment = os.environ | {"PREFECT_API_URL": str(client.api_url)}
-    with closing(_ended(labels, jobs, arguments, logs, environment)) as ended:
-        for label, code, log in track(ended, "methods", total=len(labels)):
+    with closing(_ended(pieces, jobs, arguments, logs, environment)) as ended:
+        for piece, code, log in track(ended, "results", total=len(pieces)):
             if code:
-                failed[label] = code, f"{_why(log, code)} ({log} has what it said)"
+                failed[piece] = code, f"{_why(log, code)} ({log} has what it said)"
             else:
                 log.unlink()
     if failed:
-        label, (_, why) = next(iter(failed.items()))
+        first, (_, why) = next(iter(failed.items()))
         others = f", and {len(failed) - 1} more failed" if len(failed) > 1 else ""
-        said = f"{label}{others}: {why}; what was made is kept, so run the same again"
+        said = f"{first}{others}: {why}; what was made is kept, so run the same again"
         raise BadInput(said) if {code for code, _ in failed.values()} == {2} else Failed(said)
 
 
 def _ended(
-    labels: list[str], jobs: int, arguments: dict[str, Any], logs: Path, environment: dict[str, str]
-) -> Generator[tuple[str, int, Path]]:
-    """Each label's process as it ends, with its exit code and what it said; when this stops, they are ended too."""
-    waiting, running = list(labels), dict[str, tuple[subprocess.Popen[bytes], Path]]()
-    told = Counter[str]()
+    pieces: list[Piece], jobs: int, arguments: dict[str, Any], logs: Path, environment: dict[str, str]
+) -> Generator[tuple[Piece, int, Path]]:
+    """Each piece as its process ends, with its exit code and what it said; when this stops, they are ended too."""
+    waiting, running = list(pieces), dict[Piece, tuple[subprocess.Popen[bytes], Path]]()
+    told = Counter[Piece]()
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
-                label = waiting.pop(0)
-                log = logs / f"compare-{re.sub(r'[^A-Za-z0-9.=]+', '-', label)}.log"
-                given = json.dumps(arguments | {"only": label})
+                piece = waiting.pop(0)
+                log = logs / f"compare-{re.sub(r'[^A-Za-z0-9.=]+', '-', str(piece))}.log"
+                given = json.dumps(arguments | {"only": piece})
                 command = [sys.executable, "-m", "flows.compare_one", given, str(os.getpid())]
                 with log.open("wb") as file:
                     process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
-                running[label] = process, log
-                console.print(f"started: {label}", highlight=False, markup=False, soft_wrap=True)
+                running[piece] = process, log
+                console.print(f"started: {piece}", highlight=False, markup=False, soft_wrap=True)
             time.sleep(0.2)
-            for label, (process, log) in list(running.items()):
+            for piece, (process, log) in list(running.items()):
                 code = process.poll()
-                told[label] += _tell(log, told[label])
+                told[piece] += _tell(log, told[piece])
                 if code is not None:
-                    del running[label]
-                    yield label, code, log
+                    del running[piece]
+                    yield piece, code, log
     finally:
         for process, _ in running.values():
             process.terminate()

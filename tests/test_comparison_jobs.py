@@ -14,10 +14,11 @@ import pytest
 SCRIPT = """
 import os, signal, sys
 from pathlib import Path
-from flows.comparison_jobs import _ended
+from flows.comparison_jobs import Piece, _ended
 signal.signal(signal.SIGINT, signal.default_int_handler)
 given = {"config": sys.argv[1], "profile": None, "overrides": [], "options": {}}
-list(_ended(["recall", "average", "ewc"], 2, given, Path(sys.argv[2]), dict(os.environ)))
+pieces = [Piece(name, "stream, seed 0, order 0") for name in ("recall", "average", "ewc")]
+list(_ended(pieces, 2, given, Path(sys.argv[2]), dict(os.environ)))
 """
 
 
