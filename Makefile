@@ -12,7 +12,7 @@ RESULTS := default-all default-more-rows default-even default-stream default-str
 	default-independent default-independent-response default-independent-experts default-independent-with-and-without-base real-stream validation-independent \
 	validation-independent-5-samples validation-independent-200-samples validation-independent-response validation-independent-three-seeds validation-stream validation-stream-rank-64
 
-# Of these the cases of the merges by moments and of each other method are set against each other, all together.
+# Of these, the cases in which merges by moments are set against each other method, all files together.
 POOLED := default-all default-more-rows default-stream default-stream-gpu real-five-gpu real-five-cpu real-six
 
 .PHONY: setup data run results test test-examples test-slow test-nightly test-server chaos lint types check clean

@@ -36,11 +36,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--ours", required=True, metavar="LABEL", help="a method, with what was changed of it")
-    parser.add_argument("--theirs", metavar="LABEL", help="one other method, by file; else every one")
+    parser.add_argument("--theirs", metavar="LABEL", help="against this one alone, a line a file")
     parser.add_argument("--out", type=Path, help="write the table there instead")
     given = parser.parse_args(arguments)
     try:
         files = {file.stem: read_lines(file) for file in given.files}
+        if len(files) < len(given.files):
+            raise BadInput("two of the files have one name; give each once, or rename one")
         found = table(files, given.ours, given.theirs) if given.theirs else table_of_methods(files, given.ours)
         write_text(given.out, found + "\n") if given.out else print(found)
     except (BadInput, Failed) as error:
@@ -69,8 +71,9 @@ def table_of_methods(files: dict[str, list[Line]], ours: str) -> str:
         if cases:
             rows[escaped(label_of(theirs))] = cases
     if not rows:
-        raise BadInput(f"no file has a case that {ours} and another method went through; give one that has")
-    return _markdown(f"{label_of(ours)} minus", rows)
+        known = ", ".join(labels) or "no others"
+        raise BadInput(f"no file has a case that {ours} and another method went through; they have {known}")
+    return _markdown(f"{label_of(ours)} minus it", rows)
 
 
 def _markdown(head: str, rows: dict[str, list[Draws]]) -> str:

@@ -19,7 +19,7 @@ from flows.comparison_cases import (
     contenders,
     read_variants,
 )
-from flows.comparison_jobs import MADE, Piece, make_at_once
+from flows.comparison_jobs import MADE, Missing, make_at_once
 from flows.comparison_lines import identity, make_line
 from flows.continual_update import begin
 from flows.orphans import untagged_tasks
@@ -27,6 +27,7 @@ from flows.preflight import Inputs, check_inputs, check_model, check_samples
 from flows.stream_state import Stream, open_stream
 from recall.comparison import compare_lines
 from recall.comparison_line import Line, append, check_writable, mend, read_lines
+from recall.errors import BadInput
 from recall.learning_tasks import read_rows
 from recall.load_settings import load_settings
 from recall.progress import console
@@ -44,7 +45,7 @@ def compare(
     profile: str | None = None,
     overrides: list[str] | None = None,
     jobs: int = 1,
-    only: Piece | None = None,
+    only: Missing | None = None,
 ) -> State[dict[str, Any]]:
     """Make what the results file does not hold yet, and sum up all that was asked for; returns that as JSON.
 
@@ -58,8 +59,10 @@ def compare(
         console.print(f"{options.results}: half a line at its end, of a killed run, was cut off", soft_wrap=True)
     wanted = {case: _keys(stream, case, options, variants) for case in all_cases(settings, options)}
     before = {line.key for line in read_lines(options.results)}
-    pieces = {key: Piece(one.label, case.name) for case, keys in wanted.items() for one, key in keys.items()}
-    lacking = [piece for key, piece in pieces.items() if key not in before]
+    every = {key: Missing(one.label, case.name, key) for case, keys in wanted.items() for one, key in keys.items()}
+    if only is not None and only.key not in every:
+        raise BadInput(f"{only}: settings or data have changed since the comparison began; run the same again")
+    lacking = [result for key, result in every.items() if key not in before]
     if jobs > 1 and len(lacking) > 1:
         given = {"config": config, "profile": profile, "overrides": overrides or []}
         make_at_once(lacking, jobs, given | {"options": options.model_dump(mode="json")}, settings.store / "logs")
@@ -68,11 +71,9 @@ def compare(
     data_sets: dict[str, DatasetRef] = {}
     with untagged_tasks(), workers(settings.runner, settings.threads, stream.store.root):
         for case, keys in wanted.items():
-            if only is not None and only.case != case.name:
+            if only is not None and only.key not in keys.values():
                 continue
-            missing = [
-                one for one, key in keys.items() if key not in found and (only is None or only.label == one.label)
-            ]
+            missing = [one for one, key in keys.items() if key not in found and (only is None or key == only.key)]
             _say(case, sum(key in before for key in keys.values()), len(keys), options.results)
             for contender in missing:
                 data_sets = data_sets or scored_on(begin(stream), options.split)

@@ -35,10 +35,10 @@ def _compare(arguments: dict[str, Any]) -> None:
 
     from flows.compare import compare
     from flows.comparison_cases import Options
-    from flows.comparison_jobs import Piece
+    from flows.comparison_jobs import Missing
     from flows.orphans import process_tag
 
-    only = Piece(*arguments["only"])
+    only = Missing(*arguments["only"])
     named = compare.with_options(flow_run_name=f"compare: {only}")
     with tags(process_tag()):
         named(**arguments | {"options": Options.model_validate(arguments["options"]), "only": only})

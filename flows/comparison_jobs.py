@@ -26,11 +26,12 @@ MADE = "made: "
 PATIENCE = 30  # seconds that a process has to end by itself
 
 
-class Piece(NamedTuple):
-    """What one process makes: a method in a case, by their names."""
+class Missing(NamedTuple):
+    """A result that one process makes: a method in a case, and the key that the results file will have of it."""
 
     label: str
     case: str
+    key: str
 
     def __str__(self) -> str:
         return f"{self.label}, {self.case}"
@@ -51,12 +52,11 @@ def check_jobs(jobs: int, settings: Settings) -> None:
         )
 
 
-def make_at_once(pieces: list[Piece], jobs: int, arguments: dict[str, Any], logs: Path) -> None:
+def make_at_once(missing: list[Missing], jobs: int, arguments: dict[str, Any], logs: Path) -> None:
     """Have `jobs` processes at a time make one result each, and append it to the results file.
 
     Each result is told as it is made. They work in one store, whose locks let the first make what several need, and on
-    this process's Prefect server.
-    Where one fails the others go on.
+    this process's Prefect server. Where one fails the others go on, unless `jobs` have failed and none is made.
 
     Args:
         arguments: those of the flow `compare`, as JSON has them.
@@ -65,47 +65,51 @@ def make_at_once(pieces: list[Piece], jobs: int, arguments: dict[str, Any], logs
     Raises:
         BadInput, Failed: one of them did, in its sentence; all that the others made is in the file.
     """
-    failed: dict[Piece, tuple[int, str]] = {}
+    failed: dict[Missing, tuple[int, str]] = {}
+    made = 0
     logs.mkdir(parents=True, exist_ok=True)
     with get_client(sync_client=True) as client:
         environment = os.environ | {"PREFECT_API_URL": str(client.api_url)}
-    with closing(_ended(pieces, jobs, arguments, logs, environment)) as ended:
-        for piece, code, log in track(ended, "results", total=len(pieces)):
+    with closing(_ended(missing, jobs, arguments, logs, environment)) as ended:
+        for result, code, log in track(ended, "results", total=len(missing)):
             if code:
-                failed[piece] = code, f"{_why(log, code)} ({log} has what it said)"
+                failed[result] = code, f"{_why(log, code)} ({log} has what it said)"
             else:
+                made += 1
                 log.unlink()
+            if not made and len(failed) >= jobs:
+                break
     if failed:
         first, (_, why) = next(iter(failed.items()))
-        others = f", and {len(failed) - 1} more failed" if len(failed) > 1 else ""
+        others = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
         said = f"{first}{others}: {why}; what was made is kept, so run the same again"
         raise BadInput(said) if {code for code, _ in failed.values()} == {2} else Failed(said)
 
 
 def _ended(
-    pieces: list[Piece], jobs: int, arguments: dict[str, Any], logs: Path, environment: dict[str, str]
-) -> Generator[tuple[Piece, int, Path]]:
-    """Each piece as its process ends, with its exit code and what it said; when this stops, they are ended too."""
-    waiting, running = list(pieces), dict[Piece, tuple[subprocess.Popen[bytes], Path]]()
-    told = Counter[Piece]()
+    missing: list[Missing], jobs: int, arguments: dict[str, Any], logs: Path, environment: dict[str, str]
+) -> Generator[tuple[Missing, int, Path]]:
+    """Each result as its process ends, with its exit code and what it said; when this stops, they are ended too."""
+    waiting, running = list(missing), dict[Missing, tuple[subprocess.Popen[bytes], Path]]()
+    told = Counter[Missing]()
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
-                piece = waiting.pop(0)
-                log = logs / f"compare-{re.sub(r'[^A-Za-z0-9.=]+', '-', str(piece))}.log"
-                given = json.dumps(arguments | {"only": piece})
+                result = waiting.pop(0)
+                log = logs / f"compare-{re.sub(r'[^A-Za-z0-9.=]+', '-', str(result))[:100]}-{result.key[:8]}.log"
+                given = json.dumps(arguments | {"only": result})
                 command = [sys.executable, "-m", "flows.compare_one", given, str(os.getpid())]
                 with log.open("wb") as file:
                     process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
-                running[piece] = process, log
-                console.print(f"started: {piece}", highlight=False, markup=False, soft_wrap=True)
+                running[result] = process, log
+                console.print(f"started: {result}", highlight=False, markup=False, soft_wrap=True)
             time.sleep(0.2)
-            for piece, (process, log) in list(running.items()):
+            for result, (process, log) in list(running.items()):
                 code = process.poll()
-                told[piece] += _tell(log, told[piece])
+                told[result] += _tell(log, told[result])
                 if code is not None:
-                    del running[piece]
-                    yield piece, code, log
+                    del running[result]
+                    yield result, code, log
     finally:
         for process, _ in running.values():
             process.terminate()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -128,7 +129,7 @@ def _model_checked(settings: Settings) -> Path:
     reads = {
         "config": file_sha256(settings.base_folder / "config.json"),
         "target_modules": settings.finetuning.lora.target_modules,
-        "tied": "refused",
+        "tied": "refused",  # what passed before it was is checked again
         **({"held": True} if settings.merging.hold else {}),
         "versions": [version(name) for name in ("transformers", "peft")],
     }
@@ -153,7 +154,8 @@ def check_model(settings: Settings) -> None:
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(settings.base_folder))
         tied = [group for group in tied_groups(model).values() if len(group) > 1]
         try:
-            inject_adapter_in_model(LoraConfig(r=1, target_modules=wanted), model)
+            with warnings.catch_warnings(action="ignore"):  # it recommends for tied weights what is refused below
+                inject_adapter_in_model(LoraConfig(r=1, target_modules=wanted), model)
         except (ValueError, re.error) as error:
             last = sorted({name.rpartition(".")[2] for name, part in model.named_modules() if hasattr(part, "weight")})
             raise BadInput(
@@ -161,11 +163,12 @@ def check_model(settings: Settings) -> None:
                 f"({' '.join(str(error).split())[:200]}); it has {', '.join(last)}"
             ) from error
     adapted = {f"{name}.weight" for name, part in model.named_modules() if isinstance(part, LoraLayer)}
-    for first, *others in tied:
-        if adapted & {first, *others}:
+    for group in tied:
+        for name in adapted.intersection(group):
+            other = next(part for part in group if part != name)
             raise BadInput(
-                f"finetuning.lora.target_modules ({wanted!r}) changes {first}, which the base model uses as "
-                f"{others[0]} too: trained it would change one and merged both; take it out"
+                f"finetuning.lora.target_modules ({wanted!r}) adapts {name}, which is {other} too: PEFT would train "
+                "one apart from the other, and a merge has one tensor for both; name neither"
             )
     if settings.merging.hold:
         head = model.get_output_embeddings()

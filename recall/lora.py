@@ -16,7 +16,6 @@ from torch import Tensor
 from recall.checkpoints import read_json
 from recall.errors import BadInput
 from recall.recent import Recent
-from recall.structure import tied_with
 from recall.tensor_files import TensorFolder, TensorSpec
 from recall.torch_types import TORCH_TYPES
 
@@ -56,7 +55,6 @@ class LoraAdapter:
         for name in self._files.specs:
             self._take_in(name, base)
         self._check_pairs()
-        self._refuse_tied(base)
         # `left_Or` (scaled) and `right_rI` in float32, whose product is the difference of a tensor. The chunks of one
         # tensor follow each other.
         self.factors = Recent(2, self._read_factors)
@@ -69,6 +67,18 @@ class LoraAdapter:
     def targets(self) -> list[str]:
         """The names of the base's tensors that it changes."""
         return list(self._names)
+
+    @property
+    def embeddings(self) -> dict[str, bool]:
+        """Those of them that are embeddings; of each whether the adapter was trained in a headed class.
+
+        A base that was saved without its head lacks that class's prefix.
+        """
+        found = {target: low_A for target, (low_A, _) in self._names.items() if low_A.endswith(".lora_embedding_A")}
+        return {
+            target: low_A != f"{PREFIX}{target.removesuffix('.weight')}.lora_embedding_A"
+            for target, low_A in found.items()
+        }
 
     def factor_names(self, name: str) -> tuple[str, str]:
         """The names of A and B of the tensor `name` in the adapter's file."""
@@ -131,7 +141,8 @@ class LoraAdapter:
         target = _tensor_of(module, base)
         if target is None:
             raise BadInput(
-                f"adapter {self.folder} changes {module}, which {base.folder} does not have; it fits another base"
+                f"adapter {self.folder} changes {module}, which {base.folder} has no tensor of its own for: it fits "
+                "another base, or this one ties it to another part, which a merge cannot keep apart"
             )
         first, second = self._files.specs[name], self._files.specs[other]
         self._check_shape(target, base.specs[target], (second.shape[0], first.shape[1]), kind == ".lora_embedding_A")
@@ -145,16 +156,6 @@ class LoraAdapter:
             kind = next((kind for kind, other in FACTORS.items() if name.endswith(other)), None)
             if kind is not None and name not in paired:
                 raise BadInput(f"adapter {self.folder} lacks {name.removesuffix(FACTORS[kind])}{kind}; copy it again")
-
-    def _refuse_tied(self, base: TensorFolder) -> None:
-        """PEFT runs the adapter of an embedding beside it: a head that is tied to it stays the base's."""
-        for target, (low_A, _) in self._names.items():
-            head = tied_with(base, target) if low_A.endswith(".lora_embedding_A") else None
-            if head is not None:
-                raise BadInput(
-                    f"adapter {self.folder} changes {target}, which {base.folder} uses as {head} too: merged it would "
-                    "change both and PEFT changes one; train it without the embedding, or on a base that is not tied"
-                )
 
     def _check_shape(self, target: str, spec: TensorSpec, low_rank: tuple[int, int], is_embedding: bool) -> None:
         """A difference lies the other way round for an embedding, and where the base keeps its weights transposed."""

@@ -104,6 +104,8 @@ def check_members(request: MergeRequest, members: Sequence[Checkpoint]) -> None:
 
     pool = Pool(members)
     pool.close()
+    if not request.as_adapter:
+        pool.refuse_tied()
     if request.method in BY_MOMENTS:
         from recall.methods import moment_files
         from recall.moments import read_moments

@@ -84,11 +84,13 @@ def merge_by(
         device: where chunks are computed, by a method that can; None is the CPU, straight from where they are read.
 
     Raises:
-        BadInput: the models differ in structure, a tensor holds NaN or Inf, or `max_memory` is not enough.
+        BadInput: the models differ in structure, a tensor holds NaN or Inf, an adapter changes a tied embedding, or
+            `max_memory` is not enough.
         Failed: `out` cannot be written, or `device` ran out of memory.
     """
     pool = Pool(members)
     try:
+        pool.refuse_tied()
         lanes = fit_lanes(pool, threads, max_memory, held, device)
         out.mkdir(parents=True, exist_ok=True)
         combine = method(pool, lanes)

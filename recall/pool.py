@@ -35,6 +35,27 @@ class Pool:
         """Every tensor of the output: as the first model has them."""
         return self.first.specs
 
+    def refuse_tied(self) -> None:
+        """Check that no adapter changes an embedding that its base uses as another part too, as its head for instance.
+
+        PEFT adds the difference where the embedding is looked up and nowhere else; in full weights it would be in both.
+
+        Raises:
+            BadInput: one does.
+        """
+        pairs = zip(self.adapters, self.base_of, strict=True)
+        for adapter, base in ((adapter, base) for adapter, base in pairs if adapter):
+            for name, headed in adapter.embeddings.items():
+                # Imported here: it takes transformers, which takes longer than most merges.
+                from recall.structure import tied_with
+
+                other = tied_with(base, name, headed)
+                if other is not None:
+                    raise BadInput(
+                        f"adapter {adapter.folder} changes {name}, which {base.folder} uses as {other} too: merged it "
+                        "would change both, and PEFT changes one; train it without the embedding, or on an untied base"
+                    )
+
     def close(self) -> None:
         """Close every file."""
         for folder in self.bases.values():

@@ -7,7 +7,12 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
-from transformers import MODEL_FOR_PRETRAINING_MAPPING, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_PRETRAINING_MAPPING,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.conversion_mapping import get_model_conversion_mapping
 
 from recall.checkpoints import Checkpoint
@@ -50,11 +55,17 @@ def checkpoint_layers(checkpoint: Checkpoint, modules: bool = False) -> Layers:
     )
 
 
-def tied_with(files: TensorFolder, name: str) -> str | None:
-    """What else the model uses a tensor of its file as, for instance as its head; None where it is nothing else."""
+def tied_with(files: TensorFolder, name: str, headed: bool = False) -> str | None:
+    """What else the model uses a tensor of its file as, for instance as its head; None where it is nothing else.
+
+    Args:
+        headed: as a causal language model, though the file has none of its head.
+    """
     config = read_config(files.folder)
+    with_head = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None) if headed else None
+    kind = with_head if isinstance(with_head, type) else model_class(config)
     with torch.device("meta"):
-        model = model_class(config)._from_config(config)
+        model = kind._from_config(config)
     held = {candidate: stored for stored, found in _names_in_model(model, files.specs).items() for candidate in found}
     for group in tied_groups(model).values():
         if any(held.get(part) == name for part in group):

@@ -14,11 +14,11 @@ import pytest
 SCRIPT = """
 import os, signal, sys
 from pathlib import Path
-from flows.comparison_jobs import Piece, _ended
+from flows.comparison_jobs import Missing, _ended
 signal.signal(signal.SIGINT, signal.default_int_handler)
 given = {"config": sys.argv[1], "profile": None, "overrides": [], "options": {}}
-pieces = [Piece(name, "stream, seed 0, order 0") for name in ("recall", "average", "ewc")]
-list(_ended(pieces, 2, given, Path(sys.argv[2]), dict(os.environ)))
+missing = [Missing(name, "stream, seed 0, order 0", 8 * name[0]) for name in ("recall", "average", "ewc")]
+list(_ended(missing, 2, given, Path(sys.argv[2]), dict(os.environ)))
 """
 
 

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,11 +11,15 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from tiny import llama, load
+from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
+from recall.as_adapter import write_adapter
 from recall.checkpoints import Checkpoint
 from recall.errors import BadInput
 from recall.merging import merge
-from recall.structure import checkpoint_layers
+from recall.pool import Pool
+from recall.structure import checkpoint_layers, tied_with
+from recall.tensor_files import TensorFolder
 
 LINEAR = ["q_proj", "down_proj"]
 
@@ -107,16 +113,75 @@ def test_such_adapters_as_peft_saves_them_are_refused_too(tmp_path, config):
         newest_alone([base, expert], tmp_path / "out")
 
 
-@pytest.mark.parametrize("make", [llama, None])
-def test_an_adapter_of_an_embedding_that_is_the_head_too_is_refused(tmp_path, tiny_gpt2_folder, make):
+def tied_llama(folder):
+    return llama(folder)
+
+
+def tied_gpt2(folder):
+    shape = {"vocab_size": 96, "n_embd": 16, "n_layer": 2, "n_head": 4, "initializer_range": 0.2}
+    GPT2LMHeadModel(GPT2Config(**shape)).save_pretrained(folder)
+    return Checkpoint(folder)
+
+
+def llama_saved_without_its_head(folder):
+    load(llama(folder.with_name("whole"))).model.save_pretrained(folder)
+    return Checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("make", "module"),
+    [(tied_llama, "embed_tokens"), (tied_gpt2, "wte"), (llama_saved_without_its_head, "embed_tokens")],
+)
+def test_an_adapter_of_an_embedding_that_is_the_head_too_is_refused(tmp_path, make, module):
     """What PEFT makes of it is no model with one tensor for both, as its own warning says."""
-    base = make(tmp_path / "base") if make else Checkpoint(tiny_gpt2_folder)
-    expert = made_with(tmp_path / "adapter", base, target_modules=["embed_tokens" if make else "wte"])
+    base = make(tmp_path / "base")
+    expert = made_with(tmp_path / "adapter", base, target_modules=[module])
     alone, tokens = PeftModel.from_pretrained(load(base), expert.folder), torch.arange(8)[None]
     before = alone(tokens).logits
     assert not torch.allclose(alone.merge_and_unload()(tokens).logits, before, atol=0.1)
     with pytest.raises(BadInput, match=r"uses as lm_head\.weight too: merged it would change both"):
         newest_alone([base, expert], tmp_path / "out")
+
+
+def test_as_one_adapter_it_is_what_it_was(tmp_path):
+    """No tensor of the base's changes."""
+    base = llama(tmp_path / "base")
+    expert = made_with(tmp_path / "adapter", base, target_modules=["embed_tokens", "q_proj"])
+    layers, pool = checkpoint_layers(base), Pool([base, expert])
+    write_adapter(pool, np.tile([0.0, 1.0], (len(layers.names), 1)), layers.of, tmp_path / "out")
+    pool.close()
+    tokens = torch.arange(8)[None]
+    found, expected = (
+        PeftModel.from_pretrained(load(base), folder)(tokens).logits for folder in (tmp_path / "out", expert.folder)
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("tied_by_peft", [False, True])
+def test_an_adapter_of_a_head_that_is_the_embedding_too_is_refused(tmp_path, tied_by_peft):
+    base = llama(tmp_path / "base")
+    changes = {"target_modules": ["embed_tokens"], "ensure_weight_tying": True}
+    expert = made_with(tmp_path / "adapter", base, **(changes if tied_by_peft else {"target_modules": ["lm_head"]}))
+    with pytest.raises(BadInput, match=r"changes lm_head, which .* ties it to another part"):
+        newest_alone([base, expert], tmp_path / "out")
+
+
+def test_an_embedding_that_is_nothing_else_is_not_refused(tmp_path):
+    """The head of a classifier is its own, though BERT's config says tied; so are positions."""
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    config = BertConfig(vocab_size=96, tie_word_embeddings=True, **shape)
+    BertForSequenceClassification(config).save_pretrained(tmp_path / "bert")
+    tied_gpt2(tmp_path / "gpt2")
+    for folder, name in (("bert", "bert.embeddings.word_embeddings"), ("gpt2", "transformer.wpe")):
+        files = TensorFolder(tmp_path / folder)
+        assert tied_with(files, f"{name}.weight") is None
+        files.close()
+
+
+def test_a_merge_without_such_an_adapter_takes_no_transformers():
+    """It takes longer to import than most merges."""
+    code = "import sys, recall.pool, recall.methods; print('transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "False\n"
 
 
 def test_a_stray_tensor_in_an_adapter_is_refused(tmp_path):

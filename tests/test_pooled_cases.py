@@ -95,4 +95,16 @@ def test_every_other_method_over_the_cases_that_it_has(script, tmp_path, capsys)
 def test_a_method_that_met_no_other_is_one_sentence(script, tmp_path, capsys):
     append(tmp_path / "few.jsonl", stream([0])[0])
     assert script.main([str(tmp_path / "few.jsonl"), "--ours", "regmean"]) == 2
-    assert "no file has a case that regmean and another method went through" in capsys.readouterr().err
+    assert (
+        "no file has a case that regmean and another method went through; they have no others"
+        in capsys.readouterr().err
+    )
+
+
+def test_two_files_of_one_name_are_not_taken_for_one(script, tmp_path, capsys):
+    asked = [str(tmp_path / folder / "lines.jsonl") for folder in "ab"]
+    for file in asked:
+        Path(file).parent.mkdir()
+        append(Path(file), stream([0])[0])
+    assert script.main([*asked, "--ours", "regmean"]) == 2
+    assert "two of the files have one name" in capsys.readouterr().err
