@@ -180,6 +180,18 @@ def test_results_at_once_are_those_of_one_after_the_other_and_outlive_one_that_f
     assert run.data.metrics["average/names"] == made["average"].scores["names"]
 
 
+@needs_two_cores
+def test_results_at_once_stop_where_none_can_be_made(new_project):
+    project = new_project("none-at-once")
+    in_the_way = project.folder / ".store" / "scores"
+    in_the_way.parent.mkdir()
+    in_the_way.touch()
+    asked = ("compare", "--jobs", "2", "--setting", "stream", *STREAM, "--method", "average", "--seeds", "4")
+    failed = project.recall(*asked, expect=1)
+    assert "base, stream, seed 0, order 0" in failed.stderr
+    assert 2 <= failed.stderr.count("started: ") <= 4, "of twelve"
+
+
 @pytest.mark.slow
 def test_the_stream_s_scores_are_those_of_a_run_and_share_its_models(compared):
     compared.recall("compare", "--setting", "stream", "--method", "sequential", *STREAM)
