@@ -8,12 +8,12 @@ export PATH := $(BIN):$(PATH)
 
 # What docs/results.md has tables and plots of.
 RESULTS := default-all default-more-rows default-even default-stream default-stream-gpu default-stream-rank-64 default-single real-three real-independent real-five \
-	real-five-stream real-five-cpu real-five-gpu real-five-gpu-first real-six default-gemma \
+	real-five-stream real-five-cpu real-five-gpu real-five-gpu-first real-six real-six-all default-gemma \
 	default-independent default-independent-response default-independent-experts default-independent-with-and-without-base real-stream validation-independent \
 	validation-independent-5-samples validation-independent-200-samples validation-independent-response validation-independent-three-seeds validation-stream validation-stream-rank-64
 
 # Of these, the cases in which merges by moments are set against each other method, all files together.
-POOLED := default-all default-more-rows default-stream default-stream-gpu real-five-gpu real-five-cpu real-six
+POOLED := default-all default-more-rows default-stream default-stream-gpu real-five-gpu real-five-cpu real-six real-six-all
 
 .PHONY: setup data run results test test-examples test-slow test-nightly test-server chaos lint types check clean
 
