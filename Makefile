@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 PYTEST := python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 export PATH := $(BIN):$(PATH)
 
-# What docs/results.md has tables and plots of.
+# What docs/results.md and docs/more-results.md have tables and plots of.
 RESULTS := default-all default-more-rows default-even default-stream default-stream-gpu default-stream-rank-64 default-single real-three real-independent real-five \
 	real-five-stream real-five-cpu real-five-gpu real-five-gpu-first real-six real-six-all default-gemma \
 	default-independent default-independent-response default-independent-experts default-independent-with-and-without-base real-stream validation-independent \

@@ -2,7 +2,7 @@
 
     python benchmarks/gemma_270m.py FOLDER
 
-Another architecture than the default's, for docs/results.md; its weights are under Google's terms for Gemma.
+Another architecture than the default's, for docs/more-results.md; its weights are under Google's terms for Gemma.
 """
 
 import argparse

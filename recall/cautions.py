@@ -21,8 +21,8 @@ EVEN_SHARE = 0.5
 # Points of the rows: how many more are given a label than have it, where something is said.
 TOO_OFTEN = 25.0
 # How far the smallest weight lies under the largest, as a share of that, on average over layers. In streams of real
-# learning tasks, where RECALL was no better than the plain average, it was 0.004 to 0.11; in the default stream 0.07 to
-# 0.34 (docs/results.md).
+# learning tasks, where RECALL was no better than the plain average, it was 0.004 to 0.11; at a learning rate set high,
+# in the default stream and one of six, 0.05 to 0.58 (docs/limits.md).
 IN_EFFECT_EVEN = 0.13
 
 

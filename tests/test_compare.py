@@ -192,6 +192,14 @@ def test_results_at_once_stop_where_none_can_be_made(new_project):
     assert 2 <= failed.stderr.count("started: ") <= 4, "of twelve"
 
 
+def test_a_process_whose_result_is_not_asked_for_any_more_says_so(compared):
+    """As after an edit of params.yaml while a comparison goes on: by its names alone it would make another result."""
+    given = {"config": "params.yaml", "profile": None, "overrides": [], "options": {"settings": ["stream"]}}
+    only = ["recall", "stream, seed 0, order 0", "0" * 64]
+    ended = compared.python("-m", "flows.compare_one", json.dumps(given | {"only": only}), os.getpid(), expect=2)
+    assert "recall, stream, seed 0, order 0: settings or data have changed since the comparison began" in ended.stderr
+
+
 @pytest.mark.slow
 def test_the_stream_s_scores_are_those_of_a_run_and_share_its_models(compared):
     compared.recall("compare", "--setting", "stream", "--method", "sequential", *STREAM)

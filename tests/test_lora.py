@@ -16,6 +16,8 @@ from transformers import BertConfig, BertForSequenceClassification, GPT2Config, 
 from recall.as_adapter import write_adapter
 from recall.checkpoints import Checkpoint
 from recall.errors import BadInput
+from recall.merge_job import check_members
+from recall.merge_request import MergeRequest
 from recall.merging import merge
 from recall.pool import Pool
 from recall.structure import checkpoint_layers, tied_with
@@ -113,10 +115,6 @@ def test_such_adapters_as_peft_saves_them_are_refused_too(tmp_path, config):
         newest_alone([base, expert], tmp_path / "out")
 
 
-def tied_llama(folder):
-    return llama(folder)
-
-
 def tied_gpt2(folder):
     shape = {"vocab_size": 96, "n_embd": 16, "n_layer": 2, "n_head": 4, "initializer_range": 0.2}
     GPT2LMHeadModel(GPT2Config(**shape)).save_pretrained(folder)
@@ -130,7 +128,7 @@ def llama_saved_without_its_head(folder):
 
 @pytest.mark.parametrize(
     ("make", "module"),
-    [(tied_llama, "embed_tokens"), (tied_gpt2, "wte"), (llama_saved_without_its_head, "embed_tokens")],
+    [(llama, "embed_tokens"), (tied_gpt2, "wte"), (llama_saved_without_its_head, "embed_tokens")],
 )
 def test_an_adapter_of_an_embedding_that_is_the_head_too_is_refused(tmp_path, make, module):
     """What PEFT makes of it is no model with one tensor for both, as its own warning says."""
@@ -139,8 +137,13 @@ def test_an_adapter_of_an_embedding_that_is_the_head_too_is_refused(tmp_path, ma
     alone, tokens = PeftModel.from_pretrained(load(base), expert.folder), torch.arange(8)[None]
     before = alone(tokens).logits
     assert not torch.allclose(alone.merge_and_unload()(tokens).logits, before, atol=0.1)
-    with pytest.raises(BadInput, match=r"uses as lm_head\.weight too: merged it would change both"):
+    said = r"uses as lm_head\.weight too: merged it would change both"
+    with pytest.raises(BadInput, match=said):
         newest_alone([base, expert], tmp_path / "out")
+    request = MergeRequest(models=[str(base.folder), str(expert.folder)], out=tmp_path / "out")
+    with pytest.raises(BadInput, match=said):
+        check_members(request, [base, expert])
+    check_members(request.model_copy(update={"as_adapter": True}), [base, expert])
 
 
 def test_as_one_adapter_it_is_what_it_was(tmp_path):
