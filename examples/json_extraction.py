@@ -22,7 +22,6 @@ from pathlib import Path
 
 import torch
 from babel.dates import format_date
-from peft import PeftModel
 from plain_stream import main, take_in
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, get_linear_schedule_with_warmup
@@ -33,7 +32,7 @@ from recall.evaluation import evaluate
 from recall.finetuning import finetune
 from recall.learning_tasks import Row, TaskSpec
 from recall.loaded_models import loaded
-from recall.loading import load_model, load_tokenizer
+from recall.loading import lay_over, load_model, load_tokenizer
 from recall.results import StreamResult
 from recall.settings import EvaluationSettings, FinetuningSettings
 
@@ -72,7 +71,7 @@ def run(work: Path, quick: bool, seed: int) -> tuple[StreamResult, dict[str, int
     def train(name: str, start: Path, out: Path) -> None:
         adapter = out.with_name(f"{out.name}-adapter")
         finetune(Checkpoint(start), rows[name][:train_rows], settings, adapter, out.with_name(f"{out.name}-work"))
-        model = PeftModel.from_pretrained(load_model(Checkpoint(start), torch.float32), str(adapter))
+        model = lay_over(load_model(start, torch.float32), adapter)
         model.merge_and_unload().save_pretrained(out)
         copy_side_files(start, out)
 

@@ -105,7 +105,7 @@ def classify(
     """`take_in` for classifiers: every weight is fine-tuned, the score is accuracy."""
 
     def train(name: str, start: Path, out: Path) -> None:
-        model = cast(PreTrainedModel, load_model(Checkpoint(start), torch.float32))
+        model = load_model(start, torch.float32)
         fit(model, tasks[name].train, steps, rate, seed)
         model.save_pretrained(out)
         copy_side_files(start, out)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from recall.errors import BadInput
-from recall.lora import FACTORS, PREFIX
+from recall.lora import FACTORS, PREFIX, LoraAdapter
 from recall.merging import WeightedSum
 from recall.model_sources import HUB_ID
 from recall.pool import Pool
@@ -40,11 +40,7 @@ def write_adapter(
         BadInput: not all members lie over one base, or none is an adapter.
         OSError: `out` cannot be written.
     """
-    adapters = [adapter for adapter in pool.adapters if adapter]
-    if len(pool.bases) > 1 or not adapters:
-        raise BadInput(
-            "only adapters of one base can be merged into an adapter; leave out --as-adapter to get full weights"
-        )
+    adapters = check_adapters(pool)
     combine = WeightedSum(pool, weights_RK, row_of)
     targets = list(dict.fromkeys(target for adapter in adapters for target in adapter.targets))
     largest = max(sum(a.rank(target) for a in adapters if a.changes(target)) for target in targets)
@@ -80,6 +76,20 @@ def write_adapter(
     }  # fmt: skip
     (out / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return (lost / whole) ** 0.5 if whole else 0.0
+
+
+def check_adapters(pool: Pool) -> list[LoraAdapter]:
+    """The pool's adapters.
+
+    Raises:
+        BadInput: there is none, or not all members lie over one base.
+    """
+    adapters = [adapter for adapter in pool.adapters if adapter]
+    if len(pool.bases) > 1 or not adapters:
+        raise BadInput(
+            "only adapters of one base can be merged into an adapter; leave out --as-adapter to get full weights"
+        )
+    return adapters
 
 
 def reduce_rank(left_OR: Tensor, right_RI: Tensor, rank: int) -> tuple[Tensor, Tensor, float, float]:

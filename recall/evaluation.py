@@ -107,7 +107,7 @@ def _by_text(
     what: str,
 ) -> Evaluation:
     room = settings.max_tokens - settings.max_new_tokens
-    encoded = encode(tokenizer, [row.prompt for row in rows], [[] for _ in rows], max(room, 1))
+    encoded = encode(tokenizer, [row.prompt for row in rows], [[] for _ in rows], room)
     decoder = GreedyDecoder(model, tokenizer, settings.max_new_tokens)
     predictions = [""] * len(rows)
     batches = _by_length(encoded, settings.batch_size)

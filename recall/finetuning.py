@@ -96,7 +96,7 @@ def finetune(
     arguments = _training_arguments(settings, len(plan), work)
     set_seed(settings.seed)
     _compute_deterministically()
-    model = get_peft_model(load_model(start, dtype), _lora_config(settings))
+    model = get_peft_model(load_model(start.folder, dtype), _lora_config(settings))
     digest = _digest(start, rows, settings, keep)
     with arguments.main_process_first():
         last = _last_complete(work, digest)

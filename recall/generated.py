@@ -27,13 +27,15 @@ def generate_prompts(
     """`count` different texts, sampled at temperature 1 from the start-of-text token on.
 
     Raises:
-        BadInput: the tokenizer has no token to start from, or the model says the same too often.
+        BadInput: the model writes no text, the tokenizer has no token to start from, or it says the same too often.
     """
+    generator: Any = model
+    if not generator.can_generate():
+        raise BadInput(f"{type(model).__name__} writes no text; give samples instead")
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     if start is None:
         raise BadInput("the tokenizer has no start or end token to generate from; give samples instead")
     texts: dict[str, None] = {}
-    generator: Any = model
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.inference_mode():
         torch.manual_seed(seed)

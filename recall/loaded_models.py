@@ -13,9 +13,9 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from recall.checkpoints import Checkpoint
-from recall.loading import load_model, load_tokenizer
+from recall.loading import lay_over, load_model, load_tokenizer
 
-_models: dict[tuple[Checkpoint, torch.dtype], PreTrainedModel | PeftModel] = {}
+_models: dict[tuple[Checkpoint, torch.dtype], PreTrainedModel] = {}
 _tokenizers: dict[Checkpoint, PreTrainedTokenizerBase] = {}
 
 
@@ -29,12 +29,12 @@ def loaded_model(checkpoint: Checkpoint, dtype: torch.dtype) -> Iterator[PreTrai
     if (base, dtype) not in _models:
         _leave_imports_alone()
         forget()
-        _models[base, dtype] = load_model(base, dtype)
+        _models[base, dtype] = load_model(base.folder, dtype)
     model = _models[base, dtype]
     if checkpoint.base is None:
         yield model
         return
-    adapted = PeftModel.from_pretrained(model, str(checkpoint.folder), autocast_adapter_dtype=True).eval()
+    adapted = lay_over(model, checkpoint.folder)
     try:
         yield adapted
     finally:

@@ -12,7 +12,6 @@ from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from recall.checkpoints import Checkpoint
 from recall.errors import BadInput, one_line
 from recall.model_classes import model_class, read_config
 
@@ -57,15 +56,12 @@ def load_tokenizer(folder: Path, writes: bool = True) -> PreTrainedTokenizerBase
     return cast(PreTrainedTokenizerBase, tokenizer)
 
 
-def load_model(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel | PeftModel:
-    """Load a checkpoint for inference, as the class that its config names and on the GPU if there is one.
-
-    Its weights are in `dtype`, an adapter's in float32.
+def load_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """Load a full checkpoint for inference, as the class that its config names and on the GPU if there is one.
 
     Raises:
         BadInput: the weights do not fit the architecture that config.json states, or cannot be read.
     """
-    folder = checkpoint.folder if checkpoint.base is None else checkpoint.base.folder
     try:
         loaded: Any = model_class(read_config(folder)).from_pretrained(
             folder,
@@ -81,13 +77,23 @@ def load_model(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel | 
         problems = [*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])]
         if problems:
             raise BadInput(f"checkpoint {folder} lacks {sorted(problems)[0]} in the shape that config.json states")
-        if checkpoint.base is not None:
-            model = PeftModel.from_pretrained(model, str(checkpoint.folder), autocast_adapter_dtype=True)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         if isinstance(error, BadInput):
             raise
-        raise BadInput(f"checkpoint {checkpoint.folder} cannot be loaded ({one_line(error)})") from error
+        raise BadInput(f"checkpoint {folder} cannot be loaded ({one_line(error)})") from error
     return cast(PreTrainedModel, model.to(device()).eval())
+
+
+def lay_over(model: PreTrainedModel, adapter: Path) -> PeftModel:
+    """The model with a PEFT adapter, whose weights are in float32; `unload` takes it off again.
+
+    Raises:
+        BadInput: the adapter does not fit the model, or cannot be read.
+    """
+    try:
+        return PeftModel.from_pretrained(model, str(adapter), autocast_adapter_dtype=True).eval()
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise BadInput(f"adapter {adapter} cannot be laid over its base ({one_line(error)[:300]})") from error
 
 
 def attention() -> str | None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from filelock import FileLock, Timeout
 
-from recall.checkpoints import TOKENIZER_FILES, Checkpoint
+from recall.checkpoints import Checkpoint, side_files
 from recall.errors import BadInput, Failed, one_line
 from recall.merge_request import MergeRecord, MergeRequest
 from recall.merge_settings import BY_MOMENTS, MOMENTS_FILE, TAKES_WEIGHTS
@@ -36,7 +36,7 @@ def merge_models(request: MergeRequest) -> MergeRecord:
         Failed: the folder cannot be written. In either case `request.out` does not exist afterwards.
     """
     members = find_members(request)
-    with _digests(request, members) as digests, _publishing(request.out) as partial:
+    with _digests(request, members) as digests, _publishing(request.out) as partial, _torch_threads(request):
         check_members(request, members)
         given = read_weights(request.weights) if request.weights else None
         layers, tensor_layers = _layers(request, given, members[0])
@@ -104,14 +104,20 @@ def check_members(request: MergeRequest, members: Sequence[Checkpoint]) -> None:
 
     pool = Pool(members)
     pool.close()
-    if not request.as_adapter:
+    if request.as_adapter:
+        from recall.as_adapter import check_adapters
+
+        check_adapters(pool)
+    else:
         pool.refuse_tied()
     if request.method in BY_MOMENTS:
         from recall.methods import moment_files
         from recall.moments import read_moments
+        from recall.regmean import check_fit
 
-        for path in moment_files(members):
-            read_moments(path)
+        moments = {path: read_moments(path) for path in moment_files(members)}
+        for path, found in moments.items():
+            check_fit(pool, path, found, next(iter(moments.values())))
     if request.max_memory or request.device != "cpu":
         from recall.chunks import fit_lanes
         from recall.methods import held_memory, moment_files
@@ -140,16 +146,14 @@ def _digests(request: MergeRequest, members: Sequence[Checkpoint]) -> Iterator[d
 
 
 def _files(member: Checkpoint, request: MergeRequest) -> list[Path]:
-    """Weights, config and tokenizer of a model, an adapter's base included; and its moments, where they are read."""
-    folders = [checkpoint.folder for checkpoint in (member.base, member) if checkpoint]
-    moments = (MOMENTS_FILE,) if request.method in BY_MOMENTS else ()
-    beside = ("config.json", "adapter_config.json", *TOKENIZER_FILES, *moments)
-    return [
-        path
-        for folder in folders
-        for path in [*weight_files(folder), *(folder / name for name in beside)]
-        if path.is_file()
-    ]
+    """What is read of a model: weights, config and tokenizer, an adapter's base's where it is one, and its moments."""
+    base = (member.base or member).folder
+    paths = [*weight_files(base), *side_files(base)]
+    if member.base:
+        paths += [*weight_files(member.folder), member.folder / "adapter_config.json"]
+    if request.method in BY_MOMENTS:
+        paths.append(member.folder / MOMENTS_FILE)
+    return [path for path in paths if path.is_file()]
 
 
 def _sha256(path: Path, stopped: threading.Event) -> str:
@@ -167,6 +171,22 @@ def _check_room(out: Path, needed: int) -> None:
         raise Failed(
             f"{out} needs {needed / 1e9:.1f} GB, but {parent} has {free / 1e9:.1f} GB left; choose another disk"
         )
+
+
+@contextmanager
+def _torch_threads(request: MergeRequest) -> Iterator[None]:
+    """The threads asked for while models are run on samples; afterwards the caller's again."""
+    if request.threads is None or not (request.samples or request.generate):
+        yield
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager
@@ -218,6 +238,12 @@ def _layers(request: MergeRequest, given: GivenWeights | None, first: Checkpoint
     pool = Pool([first])
     pool.close()
     if given and given.layers and given.tensor_layers and given.tensor_layers.keys() == pool.specs.keys():
+        for name, row in given.tensor_layers.items():
+            if not 0 <= row < len(given.layers):
+                raise BadInput(
+                    f"weights {request.weights} put {name} into layer {row}, and have layers 0 to "
+                    f"{len(given.layers) - 1}; give a recall.json as it was written"
+                )
         return given.layers, given.tensor_layers
     # Imported here: it takes transformers, which takes longer than most merges.
     from recall.structure import checkpoint_layers

@@ -6,6 +6,7 @@ from rich.table import Table
 
 from recall.chunks import device_memory_needed, fit_lanes, memory_needed
 from recall.devices import find_device
+from recall.errors import BadInput
 from recall.merge_job import check_members, find_members
 from recall.merge_request import MergeRequest
 from recall.methods import held_memory, moment_files
@@ -47,6 +48,8 @@ def merge_plan(request: MergeRequest) -> MergePlan:
     Raises:
         BadInput: as `recall.merge_job.merge_models`.
     """
+    if request.as_adapter:
+        raise BadInput("--dry-run says what a merge into full weights takes; leave out --as-adapter to see that")
     members = find_members(request)
     check_members(request, members)
     pool = Pool(members)

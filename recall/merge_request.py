@@ -33,12 +33,12 @@ class MergeRequest(Frozen):
     weighting: WeightingSettings = WeightingSettings()
     merging: MergingSettings = MergingSettings()
     representations: RepresentationSettings = RepresentationSettings()
-    max_tokens: int | None = Field(default=None, gt=0, description="cut longer samples on the left; null refuses them")
+    max_tokens: int | None = Field(default=None, gt=1, description="cut longer samples on the left; null refuses them")
     as_adapter: bool = False
     rank: int | None = Field(default=None, ge=1)
     threads: int | None = Field(default=None, ge=1, le=64)
     device: str = Field(default="cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="where weighted sums are computed")
-    max_memory: ByteSize | None = None
+    max_memory: ByteSize | None = Field(default=None, gt=0)
     hash_inputs: bool = True
     check: bool = True
 
@@ -58,6 +58,8 @@ class MergeRequest(Frozen):
             raise BadInput(f"--method {self.method} takes no weights; leave out --weights, or the method")
         if self.method in FROM_SAMPLES and not sources:
             raise BadInput(f"--method {self.method} needs --samples, --generate or --weights to weigh the models by")
+        if self.method == "slerp" and len(self.models) != 2:
+            raise BadInput(f"SLERP goes between two models, but {len(self.models)} were given; choose another method")
         if self.as_adapter and self.max_memory:
             raise BadInput("--max-memory bounds the merge of full weights; an adapter needs what its factors take")
         if self.rank and not self.as_adapter:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from recall.results import Frozen
+from recall.results import Finite
 from recall.seeds import SEEDS
 
 Baseline = Literal[
@@ -43,7 +43,7 @@ READ_BY = {
 MOMENTS_FILE = "moments.safetensors"
 
 
-class MergingSettings(Frozen):
+class MergingSettings(Finite):
     """What the merge methods beside the paper's RECALL read; a method reads only those that it names."""
 
     scale: float = Field(1.0, description="of task vectors: task_arithmetic, ties, dare, pruned_average")
@@ -62,7 +62,6 @@ class MergingSettings(Frozen):
     hold: float = Field(
         0.0,
         ge=0,
-        allow_inf_nan=False,
         exclude_if=lambda hold: hold == 0,
         description="how strongly earlier experts' moments hold the next one's fine-tuning: recall_moments",
     )

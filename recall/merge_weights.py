@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from recall.checkpoints import Checkpoint, is_causal_lm, read_json
+from recall.checkpoints import Checkpoint, context_length, is_causal_lm
 from recall.errors import BadInput, one_line
 from recall.merge_request import MergeRequest
 from recall.merge_settings import BY_SIMILARITY, WEIGHTED
@@ -81,10 +81,6 @@ def weigh_models(
     Raises:
         BadInput: a sample is longer than the models can read, there are too few, or they do not fit the method.
     """
-    if request.threads and (request.samples or request.generate):
-        import torch
-
-        torch.set_num_threads(request.threads)
     if request.samples and request.samples.suffix == ".safetensors":
         found = _look_at_inputs(request, members)
     else:
@@ -139,7 +135,8 @@ def _look_at_samples(request: MergeRequest, members: Sequence[Checkpoint]) -> We
     from recall.representations import represent
     from recall.weighting import weigh
 
-    room = request.max_tokens or min(context_length(member) for member in members)
+    limit = min(context_length(member) or LONGEST for member in members)
+    room = min(request.max_tokens or limit, limit)
     batch_size, pooling = request.representations.batch_size, request.representations.pooling
     causal = is_causal_lm(members[0])
     if request.method == "lm_cocktail" and not causal:
@@ -179,7 +176,8 @@ def _typical_samples(request: MergeRequest, newest: Checkpoint, room: int) -> li
 
     batch_size = request.representations.batch_size
     samples = read_samples(request.samples) if request.samples else []
-    if request.clusters is not None and samples and len(samples) < request.clusters:
+    few = request.clusters is not None and len(samples) < request.clusters
+    if samples and few and not request.weights:
         raise BadInput(f"{request.samples} has {len(samples)} samples, fewer than --clusters {request.clusters}")
     if samples and request.max_tokens is None:
         tokenizer = load_tokenizer((newest.base or newest).folder, writes=False)
@@ -191,26 +189,13 @@ def _typical_samples(request: MergeRequest, newest: Checkpoint, room: int) -> li
                 batch_size=batch_size, seed=request.seed,
             )  # fmt: skip
             samples = [Sample(text=text) for text in texts]
-        if request.clusters is None or request.clusters == len(samples):
+        if request.clusters is None or len(samples) <= request.clusters:
             return samples
         last_PE = represent(
             model, tokenizer, [sample.read for sample in samples], batch_size=batch_size, max_tokens=room,
             last_layer_only=True, what="cluster",
         )[0]  # fmt: skip
     return [samples[index] for index in typical_samples(last_PE, request.clusters, request.seed).indices]
-
-
-def context_length(checkpoint: Checkpoint) -> int:
-    """How many tokens a model reads at most, as its config says."""
-    config = read_json((checkpoint.base or checkpoint).folder / "config.json")
-    found = [
-        config[key] for key in ("max_position_embeddings", "n_positions", "max_target_positions") if config.get(key)
-    ]
-    if not found:
-        return LONGEST
-    # RoBERTa and its kin count positions from behind the padding token's number.
-    offset = (config.get("pad_token_id") or 0) + 1 if "roberta" in str(config.get("model_type")) else 0
-    return int(found[0]) - offset
 
 
 def _check_lengths(path: Path | None, lengths: Sequence[int], room: int) -> None:

@@ -141,7 +141,10 @@ class _Sums:
         self._last: tuple[Tensor, str] | None = None
 
     def meets(self, weight: str, hidden_BTI: Tensor) -> bool:
-        """Note what a map reads; False where a map before it reads the same."""
+        """Note what a map reads; False where a map before it reads the same, or where it is not a row a token."""
+        if hidden_BTI.shape[:-1].numel() != self.mask_BT.numel():  # a pooler reads one row a text
+            self.forget(weight)
+            return False
         # The very same tensor as before: kept alive here, so that its identity says so.
         if self._last is not None and self._last[0] is hidden_BTI:
             self.shared[weight] = self._last[1]
@@ -149,6 +152,11 @@ class _Sums:
         self._last = hidden_BTI, weight
         self.shared[weight] = weight
         return True
+
+    def forget(self, weight: str) -> None:
+        """A map that has no moments; a batch of one token a text may have given it some."""
+        self.shared.pop(weight, None)
+        self.totals.pop(weight, None)
 
     def rows(self, hidden_BTI: Tensor) -> Tensor:
         """The tokens that are no padding, `(n, I)`; some models (OPT) lay all tokens of a batch in one row."""
@@ -210,14 +218,15 @@ def _response_hooks(body: nn.Module) -> AbstractContextManager[_Sums]:
     def hook(sums: _Sums, weight: str) -> Callable[..., None]:
         def after(_: nn.Module, args: tuple[Tensor, ...], output_BTO: Tensor) -> None:
             sums.meets(weight, args[0])
+            if weight not in sums.shared or not output_BTO.requires_grad:
+                return
             hidden_BTI = args[0].detach()
 
             def respond(gradient_BTO: Tensor) -> None:
                 rows_nI = sums.rows(hidden_BTI).float()
                 sums.add(weight, rows_nI * sums.rows(gradient_BTO).float().norm(dim=1, keepdim=True))
 
-            if output_BTO.requires_grad:
-                output_BTO.register_hook(respond)  # type: ignore[no-untyped-call]
+            output_BTO.register_hook(respond)  # type: ignore[no-untyped-call]
 
         return after
 

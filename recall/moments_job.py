@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from recall.checkpoints import context_length
 from recall.errors import BadInput, Failed
 from recall.loaded_models import loaded
 from recall.merge_settings import MOMENTS_FILE, MomentsWeighting
@@ -40,10 +41,9 @@ def keep_moments(
         )
     prompts = [sample.read for sample in read_samples(samples)]
     path = out or checkpoint.folder / MOMENTS_FILE
+    room = min(max_tokens, context_length(checkpoint) or max_tokens)
     with loaded(checkpoint, torch.float32) as (network, tokenizer):
-        found = second_moments(
-            network, tokenizer, prompts, batch_size=batch_size, max_tokens=max_tokens, weighting=weighting
-        )
+        found = second_moments(network, tokenizer, prompts, batch_size=batch_size, max_tokens=room, weighting=weighting)
     partial = path.with_name(f".{path.name}.partial")
     try:
         found.save(partial, rank)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from recall.results import Frozen
+from recall.results import Finite
 from recall.seeds import SEEDS
 
 
-class PromotionSettings(Frozen):
+class PromotionSettings(Finite):
     """Scores lie in [0, 1]. No update reads these, so a change makes nothing again (see recall/gates.py)."""
 
     minimum_average: float = Field(0.4, ge=0, le=1, description="least mean score over the learning tasks seen")

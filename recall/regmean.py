@@ -57,7 +57,7 @@ def regmean(
         moments = [[read_moments(path) for path in files] for files in paths]
         for files, group in zip(paths, moments, strict=True):
             for path, found in zip(files, group, strict=True):
-                _check_fit(pool, path, found, moments[0][0])
+                check_fit(pool, path, found, moments[0][0])
         first = moments[0][0]
         shares_RK = np.full((1, len(pool.members)), 1 / len(pool.members)) if weights_RK is None else weights_RK
         row = row_of if row_of and weights_RK is not None else (lambda _: 0)
@@ -105,7 +105,7 @@ class _Solved:
         self.moments = moments
         self.shared = moments[0][0].shared
         self.shrink = shrink
-        # The chunks of one tensor follow each other, and so do maps that share their inputs.
+        # The chunks of one tensor follow each other, and most maps that share their inputs do.
         self.factors = Recent(1, self._factors)
         # A map kept as (inputs, outputs): each of its rows needs all of W.
         self.whole = Recent(1, self._whole)
@@ -117,7 +117,7 @@ class _Solved:
         for number, gram_II in enumerate(grams_KII):
             rows_OI = member_chunk(self.pool, number, part, buffers).view(-1, len(gram_II))
             total_OI = total_OI + rows_OI.double() @ gram_II
-        return (total_OI @ inverse_II).to(torch.float32).reshape(-1)
+        return (total_OI @ inverse_II).to(self._summed_in(part.name)).reshape(-1)
 
     def _whole(self, name: str) -> Tensor:
         spec = self.pool.specs[name]
@@ -127,7 +127,11 @@ class _Solved:
         for number, gram_II in enumerate(grams_KII):
             model_IO = member_chunk(self.pool, number, everything, buffers).view(spec.shape)
             total_IO = total_IO + gram_II @ model_IO.double()
-        return (inverse_II @ total_IO).to(torch.float32).reshape(-1)
+        return (inverse_II @ total_IO).to(self._summed_in(name)).reshape(-1)
+
+    def _summed_in(self, name: str) -> torch.dtype:
+        """As weighted sums are: float64 for a float64 tensor, else float32."""
+        return torch.float64 if self.pool.specs[name].dtype == "F64" else torch.float32
 
     def _factors(self, shared: str) -> tuple[list[Tensor], Tensor]:
         """Each model's shrunk moments times its weight, and the inverse of their sum."""
@@ -136,6 +140,8 @@ class _Solved:
             weight * self._shrunk(shared, group) for weight, group in zip(weights_K, self.moments, strict=True)
         ]
         total_II = torch.stack(grams_KII).sum(dim=0)
+        if not total_II.isfinite().all():
+            raise BadInput(f"the moments for {shared} hold NaN or Inf; make them again with `recall moments`")
         factor_II, failed = torch.linalg.cholesky_ex(total_II)
         if failed:
             raise BadInput(
@@ -150,14 +156,19 @@ class _Solved:
         return self.shrink * gram_II + torch.diag((1 - self.shrink) * diagonal_I + ridge)
 
 
-def _check_fit(pool: Pool, path: Path, found: Moments, first: Moments) -> None:
+def check_fit(pool: Pool, path: Path, found: Moments, first: Moments) -> None:
+    """Check one model's moments against the models and the `first` one's moments, from the file's header alone.
+
+    Raises:
+        BadInput: they are weighted otherwise, are of other maps, share their inputs otherwise, or have other sizes.
+    """
     if found.weighting != first.weighting:
         raise BadInput(
             f"{path} has moments weighted {found.weighting} and the first model's are weighted {first.weighting}, "
             "which are not of one scale; make them again alike with `recall moments --weighting`"
         )
     for weight in sorted(found.shared.keys() | first.shared.keys()):
-        if weight not in found.shared or weight not in first.shared or weight not in pool.specs:
+        if found.shared.get(weight) != first.shared.get(weight) or weight not in pool.specs:
             raise BadInput(f"{path} does not fit the models: it differs in {weight}; make it again")
         shape, inputs = pool.specs[weight].shape, found.inputs[found.shared[weight]]
         if shape[0 if weight in first.transposed else 1] != inputs:

@@ -76,7 +76,7 @@ def remake_model(members: Sequence[Checkpoint], record: MergeWeights, out: Path)
 
 
 def array_difference(found: np.ndarray, expected: np.ndarray) -> Difference:
-    """Between two arrays; infinite where their shapes differ or either has a NaN that the other lacks."""
+    """Between two arrays; infinite where their shapes differ or either has a NaN."""
     if found.shape != expected.shape:
         return Difference(absolute=np.inf, relative=np.inf, where=f"shape {found.shape}, not {expected.shape}")
     return _difference(found.astype(np.float64), expected.astype(np.float64), "")

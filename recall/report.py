@@ -21,13 +21,20 @@ METHOD_COLOURS = {
     "average": "average",
     "ewc": "c4",
     "replay": "c6",
+    "regmean": "c5",
+    "recall_moments": "c7",
+    "task_arithmetic": "c8",
+    "ties": "c9",
+    "dare": "c10",
+    "lm_cocktail": "c11",
+    "slerp": "c12",
+    "pruned_average": "c13",
 }
 MODEL_COLOURS = ["c1", "c2", "c3", "c4", "c5", "c6"]
 LIBRARIES = (
     "torch",
     "transformers",
     "peft",
-    "trl",
     "scikit-learn",
     "datasets",
     "sacrebleu",
@@ -90,7 +97,7 @@ def render(result: StreamResult, test_rows: dict[str, int] | None = None) -> str
 
 
 def _colour_of(method: str | None) -> str:
-    return METHOD_COLOURS.get(method or "", "base" if method is None else "c5")
+    return "base" if method is None else METHOD_COLOURS[method]
 
 
 def _key_figures(result: StreamResult) -> list[BarChart]:

@@ -11,6 +11,12 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class Finite(Frozen):
+    """Settings, whose numbers are all finite."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+
 class ScoreMatrix(Frozen):
     """R of one method: `scores[i][j]` is the score after update i on column j, row 0 the base; None: not evaluated.
 

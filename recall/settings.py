@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from recall.learning_tasks import TaskSpec
 from recall.merge_settings import Baseline, MergingSettings
 from recall.promotion_settings import PromotionSettings
-from recall.results import Frozen
+from recall.results import Finite, Frozen
 from recall.runner_settings import RunnerSettings
 from recall.seeds import SEEDS
 
@@ -24,7 +24,7 @@ from recall.seeds import SEEDS
 RESERVED_NAMES = ("base_model", "sources", "profiles")
 
 
-class LoraSettings(Frozen):
+class LoraSettings(Finite):
     """Low-rank adaptation (Hu et al. 2021), as PEFT names its parameters."""
 
     r: int = Field(16, gt=0, description="rank of the difference")
@@ -33,7 +33,7 @@ class LoraSettings(Frozen):
     target_modules: str | list[str] = Field("all-linear", description="names of the linear maps that get an adapter")
 
 
-class FinetuningSettings(Frozen):
+class FinetuningSettings(Finite):
     """How an expert is trained on one learning task."""
 
     lora: LoraSettings = LoraSettings()
@@ -53,19 +53,19 @@ class FinetuningSettings(Frozen):
     seed: int = Field(0, ge=0, lt=SEEDS, description="of the adapter's start and of the batches' order")
 
 
-class EwcSettings(Frozen):
+class EwcSettings(Finite):
     """The baseline `ewc`, elastic weight consolidation (recall/ewc.py)."""
 
-    strength: float = Field(150.0, ge=0, allow_inf_nan=False, description="lambda; 0 is sequential fine-tuning")
+    strength: float = Field(150.0, ge=0, description="lambda; 0 is sequential fine-tuning")
     samples: int = Field(
         64, gt=0, description="training rows of a learning task that its Fisher is taken from, at most"
     )
 
 
-class ReplaySettings(Frozen):
+class ReplaySettings(Finite):
     """The baseline `replay`, experience replay (recall/replay.py)."""
 
-    share: float = Field(0.2, gt=0, allow_inf_nan=False, description="earlier learning tasks' rows over the new one's")
+    share: float = Field(0.2, gt=0, description="earlier learning tasks' rows over the new one's")
 
 
 class FisherSettings(Frozen):
@@ -115,7 +115,7 @@ class SamplingSettings(Frozen):
         None, gt=1, description="cluster only the first so many prompts; null takes them all"
     )
     batch_size: int = Field(16, gt=0, description="prompts that share a forward pass")
-    max_tokens: int = Field(512, gt=0, description="longer prompts are cut on the left")
+    max_tokens: int = Field(512, gt=1, description="longer prompts are cut on the left")
     seed: int = Field(0, ge=0, lt=SEEDS, description="of K-means, and of what the expert makes up")
 
     @model_validator(mode="after")
@@ -137,7 +137,7 @@ class RepresentationSettings(Frozen):
     )
 
 
-class WeightingSettings(Frozen):
+class WeightingSettings(Finite):
     """Similarity to the newest model and the softmax over models."""
 
     similarity: Literal["rbf", "cka", "cosine", "depth"] = Field(
@@ -183,8 +183,17 @@ class EvaluationSettings(Frozen):
     """Scoring on the test split, and for warnings and `recall compare --split validation` on the other."""
 
     batch_size: int = Field(32, gt=0, description="rows that share a forward pass")
-    max_tokens: int = Field(512, gt=0, description="prompt and answer together; longer prompts are cut on the left")
+    max_tokens: int = Field(512, gt=1, description="prompt and answer together; longer prompts are cut on the left")
     max_new_tokens: int = Field(32, gt=0, description="of a generated answer, which ends at its first line break")
+
+    @model_validator(mode="after")
+    def _leaves_a_prompt(self) -> EvaluationSettings:
+        if self.max_new_tokens >= self.max_tokens:
+            raise ValueError(
+                f"max_tokens ({self.max_tokens}) has no room for a prompt beside max_new_tokens "
+                f"({self.max_new_tokens}); raise the first"
+            )
+        return self
 
 
 class StreamSettings(Frozen):
@@ -280,6 +289,9 @@ class Settings(Frozen):
 
     @model_validator(mode="after")
     def _no_method_twice(self) -> Settings:
+        twice = sorted({name for name in self.baselines if self.baselines.count(name) > 1})
+        if twice:
+            raise ValueError(f"baselines names {', '.join(twice)} twice; every method may stand there once")
         if self.update.merge in self.baselines:
             raise ValueError(
                 f"baselines names {self.update.merge}, which is the update's own method by update.merge, so the same "

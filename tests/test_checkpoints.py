@@ -9,7 +9,7 @@ from tiny import adapter
 
 from recall.checkpoints import Checkpoint, check_architecture, check_checkpoint
 from recall.errors import BadInput
-from recall.loading import load_model, load_tokenizer, training_dtype
+from recall.loading import lay_over, load_model, load_tokenizer, training_dtype
 
 
 @pytest.fixture
@@ -105,13 +105,13 @@ def test_weights_that_the_config_does_not_describe_are_refused_not_filled_at_ran
     change_config(folder, num_hidden_layers=4)
     check_checkpoint(folder)
     with pytest.raises(BadInput, match=r"layers\.3"):
-        load_model(Checkpoint(folder), torch.float32)
+        load_model(folder, torch.float32)
 
 
 def test_weights_of_another_shape_are_refused(folder):
     change_config(folder, intermediate_size=40)
     with pytest.raises(BadInput, match=r"cannot be loaded|lacks"):
-        load_model(Checkpoint(folder), torch.float32)
+        load_model(folder, torch.float32)
 
 
 def test_an_adapter_of_another_kind_is_refused(tiny_model_folder, tmp_path):
@@ -132,14 +132,20 @@ def test_the_tokenizer_pads_on_the_left_and_with_the_end_where_it_has_no_padding
 
 
 def test_a_model_loads_in_the_type_asked_for_and_an_adapter_in_float32(tiny_model_folder, tmp_path):
-    base = Checkpoint(tiny_model_folder)
-    model = load_model(base, torch.bfloat16)
+    model = load_model(tiny_model_folder, torch.bfloat16)
     assert not model.training
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
-    adapted = load_model(adapter(tmp_path, base), torch.bfloat16)
+    adapted = lay_over(model, adapter(tmp_path, Checkpoint(tiny_model_folder)).folder)
     types = {"lora_" in name: parameter.dtype for name, parameter in adapted.named_parameters()}
     assert types == {True: torch.float32, False: torch.bfloat16}
     assert not adapted.training
+
+
+def test_an_adapter_that_does_not_fit_its_base_is_refused(tiny_model_folder, tiny_gpt2_folder, tmp_path):
+    narrow = adapter(tmp_path, Checkpoint(tiny_gpt2_folder)).folder
+    with pytest.raises(BadInput, match=r"adapter .* cannot be laid over its base") as refusal:
+        lay_over(load_model(tiny_model_folder, torch.float32), narrow)
+    assert "\n" not in str(refusal.value)
 
 
 def test_the_training_type_is_what_the_setting_says_or_what_the_hardware_is_fast_at():

@@ -116,6 +116,13 @@ def test_target_modules_that_the_base_model_lacks_or_that_cannot_have_an_adapter
     assert "it has down_proj, embed_tokens" in sentence
 
 
+@pytest.mark.parametrize("section", ["finetuning", "sampling", "representations", "evaluation"])
+def test_longer_texts_than_the_base_model_has_positions_for(folder, section):
+    sentence = refused(folder, "--set", f"{section}.max_tokens=4096")
+    assert f"{section}.max_tokens is 4096, but the base model in " in sentence
+    assert "reads 2048; set it to 2048 or less" in sentence
+
+
 @pytest.mark.parametrize("modules", ["[q_proj, v_proj]", "'.*self_attn.*_proj'"])
 def test_target_modules_as_peft_reads_them(folder, modules):
     settings = load_settings(folder / "params.yaml", overrides=[f"finetuning.lora.target_modules={modules}"])

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from recall.checkpoints import Checkpoint
 from recall.encoding import encode
 from recall.evaluation import evaluate
 from recall.generation import GreedyDecoder
@@ -22,7 +21,7 @@ TRANSLATION = TaskSpec(kind="translation", metric="chrf", source={})
 @pytest.fixture(scope="module", params=["llama", "gpt2"])
 def loaded(request, tiny_model_folder, tiny_gpt2_folder):
     folder = {"llama": tiny_model_folder, "gpt2": tiny_gpt2_folder}[request.param]
-    model = load_model(Checkpoint(folder), torch.float32)
+    model = load_model(folder, torch.float32)
     # Random weights are near ties everywhere; sharper logits make the likeliest token a clear one.
     with torch.no_grad():
         model.get_input_embeddings().weight.mul_(3)

@@ -27,7 +27,7 @@ def folder_of(tiny_model_folder, tiny_gpt2_folder):
 
 
 def read(folder):
-    return load_model(Checkpoint(folder), torch.float32), load_tokenizer(folder)
+    return load_model(folder, torch.float32), load_tokenizer(folder)
 
 
 def fisher_of(folder, rows=ROWS, settings=FISHER, earlier=None):

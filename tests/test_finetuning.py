@@ -17,7 +17,7 @@ from recall.errors import Failed
 from recall.evaluation import evaluate
 from recall.finetuning import _digest, _last_complete, finetune
 from recall.learning_tasks import Row, TaskSpec
-from recall.loading import load_model, load_tokenizer
+from recall.loading import lay_over, load_model, load_tokenizer
 from recall.settings import EvaluationSettings, FinetuningSettings, LoraSettings
 
 WORDS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
@@ -57,7 +57,7 @@ def undisturbed(tiny_model_folder, tmp_path_factory):
 def test_the_adapter_is_what_peft_loads_and_names_no_path(undisturbed, tiny_model_folder):
     report, out, _ = undisturbed
     check_checkpoint(out)
-    model = load_model(Checkpoint(out, Checkpoint(tiny_model_folder)), torch.float32)
+    model = lay_over(load_model(tiny_model_folder, torch.float32), out)
     assert any(parameter.any() for name, parameter in model.named_parameters() if "lora_B" in name)
     assert sorted(path.name for path in out.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
     assert str(tiny_model_folder.parent) not in (out / "adapter_config.json").read_text()
@@ -83,7 +83,7 @@ def test_it_learns(architecture, tiny_model_folder, tiny_gpt2_folder, tmp_path):
     settings = SETTINGS.model_copy(update={"epochs": 25, "gradient_accumulation": 1, "lora": LoraSettings(r=8)})
     run(folder, tmp_path / "out", tmp_path / "work", settings)
     spec = TaskSpec(kind="classification", metric="accuracy", labels=["good", "bad"], source={})
-    model = load_model(Checkpoint(tmp_path / "out", Checkpoint(folder)), torch.float32)
+    model = lay_over(load_model(folder, torch.float32), tmp_path / "out")
     assert evaluate(model, load_tokenizer(folder), ROWS, spec, EvaluationSettings()).score == 1
 
 
@@ -95,7 +95,7 @@ def one_step(folder, tmp_path, name, **changes):
 def test_the_loss_is_the_mean_over_answer_tokens_of_the_definition(tiny_model_folder, tmp_path):
     """LoRA starts at zero difference, so the first step's loss is the base model's own, one row at a time."""
     report = one_step(tiny_model_folder, tmp_path, "all", batch_size=len(ROWS), gradient_accumulation=1)
-    model, tokenizer = load_model(Checkpoint(tiny_model_folder), torch.float32), load_tokenizer(tiny_model_folder)
+    model, tokenizer = load_model(tiny_model_folder, torch.float32), load_tokenizer(tiny_model_folder)
     total, count = 0.0, 0
     for row in ROWS:
         ids = tokenizer(f"{row.prompt} {row.target}{tokenizer.eos_token}", return_tensors="pt").input_ids.to(
@@ -135,12 +135,12 @@ def test_a_logit_that_is_capped_is_read_from_the_models_own_forward(tiny_model_f
     states_N, _ = reader.states({"input_ids": ids_BT}, chosen_BT)
     assert torch.equal(reader.logits(states_N), capped(ids_BT).logits[chosen_BT])
     assert not reader.head_is_all
-    assert LogitReader(load_model(Checkpoint(tiny_model_folder), torch.float32)).head_is_all
+    assert LogitReader(load_model(tiny_model_folder, torch.float32)).head_is_all
 
 
 def test_more_answer_tokens_than_a_chunk_have_the_gradient_of_the_definition(tiny_model_folder):
     """Long answers are read in chunks whose logits are computed again in the backward pass."""
-    reader = LogitReader(load_model(Checkpoint(tiny_model_folder), torch.float32))
+    reader = LogitReader(load_model(tiny_model_folder, torch.float32))
     torch.manual_seed(0)
     device = reader.causal_lm.device
     states_NE = torch.randn(2 * CHUNK + 7, 32, device=device, requires_grad=True)

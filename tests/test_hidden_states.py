@@ -4,14 +4,13 @@ import numpy as np
 import pytest
 import torch
 from architectures import ARCHITECTURES, OTHER, TEXT
-from peft import PeftModel
 from tiny import adapter, llama
 from transformers import BertConfig, EncoderDecoderConfig, EncoderDecoderModel
 
 from recall.errors import BadInput
 from recall.layers import find_layers
 from recall.loaded_models import loaded
-from recall.loading import load_model, load_tokenizer
+from recall.loading import lay_over, load_model, load_tokenizer
 from recall.representations import represent, represent_inputs
 
 PROMPTS = ["a b", "a longer prompt than that", "c", "one two three four five six seven"]
@@ -136,7 +135,7 @@ def test_the_last_layer_alone_is_the_last_of_all(tokenizer, name):
 @pytest.mark.parametrize("name", TEXT)
 def test_a_model_loaded_from_its_folder_gives_the_same(tmp_path, tokenizer, name):
     architecture = ARCHITECTURES[name]
-    model = load_model(architecture.save(tmp_path / "model"), torch.float32)
+    model = load_model(architecture.save(tmp_path / "model").folder, torch.float32)
     assert type(model) is architecture.kind
     expected = run(architecture, architecture.make(), tokenizer)
     np.testing.assert_allclose(run(architecture, model, tokenizer), expected, **CLOSE)
@@ -145,13 +144,13 @@ def test_a_model_loaded_from_its_folder_gives_the_same(tmp_path, tokenizer, name
 @pytest.mark.parametrize("name", OTHER)
 def test_so_does_one_that_reads_no_text(tmp_path, name):
     architecture = ARCHITECTURES[name]
-    model = load_model(architecture.save(tmp_path / "model"), torch.float32)
+    model = load_model(architecture.save(tmp_path / "model").folder, torch.float32)
     expected = run(architecture, architecture.make(), None)
     np.testing.assert_allclose(run(architecture, model, None), expected, **CLOSE)
 
 
 def test_a_vocabulary_padded_past_the_tokenizer_works(tmp_path, tokenizer):
-    wide = load_model(llama(tmp_path / "wide", vocab_size=len(tokenizer) + 31), torch.float32)
+    wide = load_model(llama(tmp_path / "wide", vocab_size=len(tokenizer) + 31).folder, torch.float32)
     assert represent(wide, tokenizer, PROMPTS, batch_size=2, max_tokens=64).shape == (4, 4, 16)
 
 
@@ -164,7 +163,7 @@ def test_adapters_are_switched_over_one_base(tmp_path, tiny_tokenizer):
         tiny_tokenizer.save_pretrained(expert.folder)
         with loaded(expert, torch.float32) as (model, tokenizer):
             found[seed] = represent(model, tokenizer, PROMPTS, batch_size=4, max_tokens=64, modules=True)
-            alone = PeftModel.from_pretrained(load_model(base, torch.float32), expert.folder).eval()
+            alone = lay_over(load_model(base.folder, torch.float32), expert.folder)
             np.testing.assert_allclose(
                 found[seed], represent(alone, tokenizer, PROMPTS, batch_size=4, max_tokens=64, modules=True), rtol=1e-5
             )

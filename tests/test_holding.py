@@ -18,7 +18,7 @@ HELD = [f"say {word} once more" for word in ("one", "two", "three", "four", "fiv
 
 
 def read(folder):
-    return load_model(Checkpoint(folder), torch.float32), load_tokenizer(folder)
+    return load_model(folder, torch.float32), load_tokenizer(folder)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import signal
 
 import pytest
 from architectures import ARCHITECTURES
-from merge_fixture import merged, refused, spoilt, tensors, write_samples, write_weights
+from merge_fixture import merged, read_record, refused, spoilt, tensors, write_samples, write_weights
 from safetensors.torch import save_file
 from tiny import llama
 from typer.testing import CliRunner
@@ -126,6 +126,8 @@ def test_a_sample_longer_than_the_context_is_refused_or_cut_on_demand(tmp_path, 
     sentence = refused(models, tmp_path / "out", *options)
     assert "sample 2 has 12 tokens, but the models read 8" in sentence
     merged(models, tmp_path / "out", *options, "--max-tokens", 8)
+    merged(models, tmp_path / "more", *options, "--max-tokens", 800)
+    assert read_record(tmp_path / "more").weights == read_record(tmp_path / "out").weights
 
 
 @pytest.mark.parametrize(
@@ -157,10 +159,40 @@ def test_weights_that_do_not_fit(pool, tmp_path, rows, words):
         (("--method", "average", "--rank", "2"), "give --as-adapter too"),
         (("--method", "average", "--max-memory", "1MB"), "but --max-memory allows 1 MB; raise it"),
         (("--method", "average", "--max-memory", "much"), "--max-memory much:"),
+        (("--method", "average", "--max-memory", "0"), "--max-memory 0: input should be greater than 0"),
+        (("--generate", "20", "--temperature", "inf"), "--temperature inf: input should be a finite number"),
+        (("--generate", "20", "--sigma", "inf"), "--sigma inf:"),
+        (("--generate", "20", "--max-tokens", "1"), "--max-tokens 1: input should be greater than 1"),
     ],
 )
 def test_options_that_do_not_fit(pool, tmp_path, options, words):
     assert words in refused([pool / "base", pool / "expert1"], tmp_path / "out", *options)
+
+
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+def test_what_can_be_told_from_headers_is_refused_before_a_model_is_loaded(pool, samples, tmp_path, monkeypatch, dry):
+    monkeypatch.setattr("recall.loading.model_class", lambda _: pytest.fail("a model was loaded"))
+    both, out = [pool / "base", pool / "expert1"], tmp_path / "out"
+    given = ("--samples", samples, *dry)
+    assert "goes between two models, but 3" in refused([*both, pool / "expert2"], out, "--method", "slerp", *given)
+    no_adapter = "--dry-run says what a merge into full" if dry else "only adapters of one base"
+    assert no_adapter in refused(both, out, "--as-adapter", *given)
+
+
+@pytest.mark.parametrize("row", [4, -1])
+def test_weights_that_put_a_tensor_into_no_layer(pool, samples, tmp_path, row):
+    models = [pool / "base", pool / "expert1"]
+    merged(models, tmp_path / "out", "--samples", samples, "--clusters", 3)
+    record = json.loads((tmp_path / "out" / "recall.json").read_text())
+    record["tensor_layers"]["model.norm.weight"] = row
+    (tmp_path / "w.json").write_text(json.dumps(record))
+    sentence = refused(models, tmp_path / "again", "--weights", tmp_path / "w.json")
+    assert f"put model.norm.weight into layer {row}, and have layers 0 to 3" in sentence
+
+
+def test_a_model_that_writes_no_text_is_asked_for_none(tmp_path):
+    models = [ARCHITECTURES["bert"].save(tmp_path / name).folder for name in ("one", "two")]
+    assert "writes no text; give samples instead" in refused(models, tmp_path / "out", "--generate", "20")
 
 
 def test_a_single_model(pool, tmp_path):

@@ -139,10 +139,16 @@ def test_sharded_models_go_in_and_come_out(pool, weights, tmp_path, monkeypatch)
 
 
 def test_the_record_has_a_digest_of_everything_that_counts(pool, samples, tmp_path):
-    merged([pool / "base", pool / "lora1"], tmp_path / "out", "--samples", samples, "--clusters", 3)
+    lora = shutil.copytree(pool / "lora1", tmp_path / "lora")
+    # PEFT saves them beside an adapter; what is read, and copied, is the base's.
+    for name in ("tokenizer.json", "config.json"):
+        (lora / name).write_text("{}")
+    merged([pool / "base", lora], tmp_path / "out", "--samples", samples, "--clusters", 3)
     record = read_record(tmp_path / "out")
-    assert set(record.inputs[0]) == {"model.safetensors", "config.json", "tokenizer.json"}
+    beside = {"generation_config.json", "tokenizer_config.json"}
+    assert set(record.inputs[0]) == {"model.safetensors", "config.json", "tokenizer.json", *beside}
     assert set(record.inputs[1]) == {*record.inputs[0], "adapter_model.safetensors", "adapter_config.json"}
     assert record.samples_sha256 == hashlib.sha256(samples.read_bytes()).hexdigest()
     for name in record.inputs[0]:
+        assert record.inputs[1][name] == record.inputs[0][name]
         assert record.inputs[0][name] == hashlib.sha256((pool / "base" / name).read_bytes()).hexdigest()

@@ -6,7 +6,6 @@ import torch
 from architectures import ARCHITECTURES
 from safetensors.torch import load_file
 
-from recall.checkpoints import Checkpoint
 from recall.layers import find_layers
 from recall.loading import load_model
 from recall.merging import merge
@@ -67,7 +66,7 @@ def test_tied_heads_stay_tied(tmp_path, name):
     head, embedding = TIED[name]
     for found in (
         ARCHITECTURES[name].kind.from_pretrained(tmp_path / "out"),
-        load_model(Checkpoint(tmp_path / "out"), torch.float32),
+        load_model(tmp_path / "out", torch.float32),
     ):
         assert found.get_submodule(head).weight is found.get_submodule(embedding).weight
 

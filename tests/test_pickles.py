@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 from test_finetuning import STEPS, keep_checkpoints, run, weights
 
-from recall.checkpoints import Checkpoint, check_checkpoint
+from recall.checkpoints import check_checkpoint
 from recall.finetuning import MARKER, _files
-from recall.loading import load_model, load_tokenizer
+from recall.loading import lay_over, load_model, load_tokenizer
 
 WATCHED = Path(__file__).parent / "watched.py"
 PICKLES = ("pytorch_model.bin", "adapter_model.bin", "training_args.bin", "optimizer.pt", "python_model.pkl")
@@ -58,7 +58,7 @@ def test_pickles_beside_the_weights_of_a_checkpoint_are_not_loaded(tiny_model_fo
         plant(folder / name, proof)
     check_checkpoint(folder)
     load_tokenizer(folder)
-    model = load_model(Checkpoint(folder), torch.float32)
+    model = load_model(folder, torch.float32)
     name, expected = next(iter(load_file(folder / "model.safetensors").items()))
     assert torch.equal(model.state_dict()[name], expected)
 
@@ -67,7 +67,7 @@ def test_pickles_beside_an_adapter_are_not_loaded(undisturbed, tiny_model_folder
     shutil.copytree(undisturbed[1], tmp_path / "adapter")
     for name in PICKLES:
         plant(tmp_path / "adapter" / name, proof)
-    load_model(Checkpoint(tmp_path / "adapter", Checkpoint(tiny_model_folder)), torch.float32)
+    lay_over(load_model(tiny_model_folder, torch.float32), tmp_path / "adapter")
 
 
 @pytest.fixture(scope="module")

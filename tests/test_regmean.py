@@ -1,5 +1,6 @@
 """RegMean (Jin et al. 2023): second moments of layer inputs, and the closed form on them."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -196,6 +197,13 @@ def test_maps_that_read_the_same_share_one_matrix_and_the_head_has_none(tiny_mod
     assert "lm_head.weight" not in shared
 
 
+def test_a_pooler_which_reads_no_row_a_token_has_no_moments(tiny_tokenizer):
+    model = ARCHITECTURES["bert_classifier"].make().eval()
+    found = second_moments(model, tiny_tokenizer, ["a", "b", *PROMPTS], batch_size=2, max_tokens=32)
+    assert "bert.encoder.layer.0.attention.self.query.weight" in found.shared
+    assert not any("pooler" in name for name in [*found.shared, *found.inputs])
+
+
 def test_an_adapter_s_moments_are_those_of_its_full_model(tiny_model_folder, tmp_path):
     from peft import PeftModel
 
@@ -293,6 +301,40 @@ def test_moments_of_another_model_are_refused(tiny_model_folder, tiny_gpt2_folde
     members, others = experts(tmp_path / "a", tiny_model_folder), experts(tmp_path / "b", tiny_gpt2_folder)
     with pytest.raises(BadInput, match="does not fit the models"):
         merge_by(members, regmean([files_of(members)[0], files_of(others)[0]]), tmp_path / "out")
+
+
+def test_moments_that_share_their_inputs_otherwise_are_refused(tiny_model_folder, tmp_path):
+    members = experts(tmp_path, tiny_model_folder)
+    path = moments_of(members)[1]
+    found = read_moments(path)
+    name = next(weight for weight, shared in found.shared.items() if weight != shared)
+    apart = replace(
+        found, matrix=lambda key: found.matrix(found.shared[key]).clone(), shared=found.shared | {name: name}
+    )
+    replace(apart, inputs={key: found.inputs[found.shared[key]] for key in apart.shared.values()}).save(path)
+    with pytest.raises(BadInput, match=f"it differs in {re.escape(name)}"):
+        merge_by(members, regmean(files_of(members)), tmp_path / "out")
+
+
+def test_moments_with_a_nan_are_refused(tiny_model_folder, tmp_path):
+    members = experts(tmp_path, tiny_model_folder)
+    found = read_moments(moments_of(members)[0])
+    replace(found, matrix=lambda name: found.matrix(name) * float("nan")).save(moments_of(members)[0])
+    with pytest.raises(BadInput, match="hold NaN or Inf; make them again"):
+        merge_by(members, regmean(files_of(members)), tmp_path / "out")
+
+
+def test_a_float64_model_is_merged_in_float64(tiny_model_folder, tmp_path):
+    members = experts(tmp_path, tiny_model_folder)
+    for member in members:
+        model = AutoModelForCausalLM.from_pretrained(member.folder, dtype=torch.float64)
+        with torch.no_grad():
+            model.model.layers[0].mlp.down_proj.weight += 1e-10
+        model.save_pretrained(member.folder)
+    merge_by(members, regmean(files_of(members)), tmp_path / "out")
+    merged = load_file(tmp_path / "out" / "model.safetensors")["model.layers.0.mlp.down_proj.weight"]
+    assert merged.dtype == torch.float64
+    assert not torch.equal(merged, merged.float().double())
 
 
 def test_moments_of_a_rank_keep_the_diagonal_and_the_largest_directions(tiny_model_folder, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from sample_result import merge, sample_result
@@ -12,7 +13,8 @@ from sample_result import merge, sample_result
 from recall.charts import bar_chart, heat_map, line_chart, tens_around
 from recall.continual_metrics import average_accuracy
 from recall.errors import BadInput, Failed
-from recall.report import _depth, render, write_report
+from recall.merge_settings import Baseline
+from recall.report import METHOD_COLOURS, _depth, render, write_report
 from recall.results import ScoreMatrix, StreamResult, UpdateResult
 from recall.verdict import verdict
 
@@ -113,13 +115,15 @@ def test_the_page_shows_every_number_that_it_is_about() -> None:
 
 def test_every_method_of_any_list_has_its_name_and_a_colour_of_its_own() -> None:
     result = sample_result()
-    more = dict.fromkeys(("replay", "ewc"), result.methods["sequential"])
-    page = Page(render(result.model_copy(update={"methods": result.methods | more})))
-    for label in ("sequential fine-tuning", "plain average", "EWC", "experience replay", "RECALL"):
+    every = dict.fromkeys(get_args(Baseline), result.methods["sequential"]) | result.methods
+    html = render(result.model_copy(update={"methods": every}))
+    page = Page(html)
+    for label in ("sequential fine-tuning", "plain average", "EWC", "experience replay", "RECALL", "RegMean", "TIES"):
         assert label in page.text
-    assert [page.count("figure", f"slot-{colour}") for colour in ("sequential", "average", "c4", "c6", "recall")] == [
-        1
-    ] * 5
+    assert [page.count("figure", f"slot-{METHOD_COLOURS[name]}") for name in every] == [1] * len(every)
+    shades = [re.search(rf"--{METHOD_COLOURS[name]}: (#\w+)", html)[1] for name in every]
+    assert len(set(shades)) == len(every)
+    assert all(f".slot-{METHOD_COLOURS[name]} {{" in html for name in every)
 
 
 def test_names_are_text_never_markup() -> None:

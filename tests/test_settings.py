@@ -130,6 +130,10 @@ def test_settings_are_immutable(tmp_path: Path) -> None:
         (changed("learning_tasks.one.metric", "chrf"), "metric chrf does not fit classification"),
         (changed("learning_tasks.one.labels", ["a"]), "at least two different labels"),
         (changed("weighting", {"sigma": 0}), "weighting.sigma"),
+        (changed("weighting", {"temperature": float("inf")}), "weighting.temperature Input should be a finite number"),
+        (changed("merging", {"scale": float("nan")}), "merging.scale Input should be a finite number"),
+        (changed("evaluation", {"max_tokens": 32}), "max_tokens (32) has no room for a prompt beside max_new_tokens"),
+        (changed("baselines", ["average", "average"]), "baselines names average twice"),
         (changed("learning_tasks", {"One": TASK}), "learning_tasks.One: a name is made of small letters"),
         (changed("learning_tasks", {"../one": TASK}), "learning_tasks.../one: a name is made of small letters"),
         (

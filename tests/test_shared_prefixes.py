@@ -7,7 +7,6 @@ from test_evaluation import greedy_line, log_likelihood
 from transformers import MistralConfig, MistralForCausalLM, OPTConfig, OPTForCausalLM
 
 from recall.answer_logits import LogitReader
-from recall.checkpoints import Checkpoint
 from recall.encoding import encode
 from recall.generation import GreedyDecoder
 from recall.likelihood import AnswerScorer
@@ -23,7 +22,7 @@ CHOSEN_BT = torch.tensor([[0, 0, 0, 0, 1, 1, 0], [0, 0, 0, 0, 1, 0, 0], [0, 0, 0
 @pytest.fixture(params=["llama", "gpt2"])
 def loaded(request, tiny_model_folder, tiny_gpt2_folder):
     folder = {"llama": tiny_model_folder, "gpt2": tiny_gpt2_folder}[request.param]
-    model = load_model(Checkpoint(folder), torch.float32).cpu()
+    model = load_model(folder, torch.float32).cpu()
     with torch.no_grad():
         model.get_input_embeddings().weight.mul_(3)
     return model, load_tokenizer(folder)
@@ -99,7 +98,7 @@ def test_dropout_by_a_function_hits_each_row_apart_too():
 
 
 def test_dropout_of_an_adapter_that_starts_at_zero_is_seen(tiny_model_folder):
-    plain = load_model(Checkpoint(tiny_model_folder), torch.float32)
+    plain = load_model(tiny_model_folder, torch.float32)
     assert not LogitReader(plain).draws_dropout
     adapted = get_peft_model(plain, LoraConfig(r=2, lora_dropout=0.1, target_modules="all-linear"))
     assert LogitReader(adapted).draws_dropout
