@@ -18,7 +18,7 @@ from flows.compare_command import compare
 from flows.environment import set_defaults
 from flows.merge_command import merge, moments
 from flows.one_sentence import Config, Debug, Json, Overrides, Profile, errors_in_one_sentence
-from flows.orphans import end_forgotten_runs, end_orphaned_servers, process_tag
+from flows.orphans import end_orphaned_servers, flow_of_this_process
 from flows.own_server import OwnServer
 from flows.promotion_command import promote, rollback, status
 from flows.report_command import report
@@ -74,13 +74,10 @@ def _continual_update(
     server = OwnServer()
     check_baselines(settings)
     check_inputs(settings, take_in, meanwhile=server.start)
-    from prefect import tags
-
     from flows.continual_update import continual_update
 
     server.wait()
-    with tags(process_tag()):
-        end_forgotten_runs()
+    with flow_of_this_process():
         # Called as a function, a flow gives its state's data.
         return cast(dict[str, Any], continual_update(str(config), profile, overrides, recompute=recompute))
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
@@ -38,6 +42,21 @@ from tasks.refs import DatasetRef
 from tasks.workers import workers
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What a comparison is of: by case, its methods and the keys that the results file has of them."""
+
+    options: Options
+    stream: Stream
+    variants: dict[Contender, Settings]
+    wanted: dict[Case, dict[Contender, str]]
+
+    @cached_property
+    def data_sets(self) -> dict[str, DatasetRef]:
+        """What is scored on; asked for where a result has to be made, and not at all where all are there."""
+        return scored_on(begin(self.stream), self.options.split)
+
+
 @flow(name="compare", flow_run_name="compare")
 def compare(
     options: Options,
@@ -45,61 +64,95 @@ def compare(
     profile: str | None = None,
     overrides: list[str] | None = None,
     jobs: int = 1,
-    only: Missing | None = None,
 ) -> State[dict[str, Any]]:
     """Make what the results file does not hold yet, and sum up all that was asked for; returns that as JSON.
 
-    With `jobs` over 1 that many processes make it, each one result at a time, and MLflow has the cases once all are
-    there; `only` is the result that this process of them makes.
+    With `jobs` over 1 that many processes make it, each one result at a time (`make_one`).
     """
-    settings = load_settings(Path(config), profile, overrides)
-    variants = read_variants(options, Path(config), profile, overrides or [])
-    stream = open_stream(settings, check_comparison(settings, options, variants, []))
-    if only is None and mend(options.results):
+    asked = _asked(options, config, profile, overrides)
+    if mend(options.results):
         console.print(f"{options.results}: half a line at its end, of a killed run, was cut off", soft_wrap=True)
-    wanted = {case: _keys(stream, case, options, variants) for case in all_cases(settings, options)}
     before = {line.key for line in read_lines(options.results)}
-    every = {key: Missing(one.label, case.name, key) for case, keys in wanted.items() for one, key in keys.items()}
-    if only is not None and only.key not in every:
-        raise BadInput(f"{only}: settings or data have changed since the comparison began; run the same again")
-    lacking = [result for key, result in every.items() if key not in before]
+    every = [Missing(one.label, case.name, key) for case, keys in asked.wanted.items() for one, key in keys.items()]
+    lacking = [result for result in every if result.key not in before]
     if jobs > 1 and len(lacking) > 1:
         given = {"config": config, "profile": profile, "overrides": overrides or []}
-        make_at_once(lacking, jobs, given | {"options": options.model_dump(mode="json")}, settings.store / "logs")
+        logs = asked.stream.settings.store / "logs"
+        make_at_once(lacking, jobs, given | {"options": options.model_dump(mode="json")}, logs)
     found = {line.key: line for line in read_lines(options.results)}
     lines: list[Line] = []
-    data_sets: dict[str, DatasetRef] = {}
-    with untagged_tasks(), workers(settings.runner, settings.threads, stream.store.root):
-        for case, keys in wanted.items():
-            if only is not None and only.key not in keys.values():
-                continue
-            missing = [one for one, key in keys.items() if key not in found and (only is None or key == only.key)]
+    with stages(asked):
+        for case, keys in asked.wanted.items():
             _say(case, sum(key in before for key in keys.values()), len(keys), options.results)
-            for contender in missing:
-                data_sets = data_sets or scored_on(begin(stream), options.split)
-                changed = variants.get(contender, settings)
-                line = make_line(stream, case, contender, changed, options.split, data_sets)
-                append(options.results, line)
-                _say_made(line, case)
-                found[line.key] = line
-            if only is None:
-                ours = [found[key] for key in keys.values()]
-                comparison_runs.log_case(settings.stream.name, case.name, ours)
-                lines += ours
+            for one, key in keys.items():
+                if key not in found:
+                    found[key] = _make(asked, case, one)
+            ours = [found[key] for key in keys.values()]
+            comparison_runs.log_case(asked.stream.settings.stream.name, case.name, ours)
+            lines += ours
     made = len({line.key for line in lines} - before)
-    said = f"{made} of {len(lines)} results made, the others found in {options.results}"
-    said = said if only is None else f"{only} is in {options.results}"
-    summaries = [summary.model_dump(mode="json") for summary in compare_lines(lines)] if only is None else []
+    said = f"{made} of {len(lines)} results made, the others found in {options.results}{of_two_types(lines)}"
+    summaries = [summary.model_dump(mode="json") for summary in compare_lines(lines)]
     return Completed(
         message=said, data={"made": made, "found": len(lines) - made, "said": said, "comparisons": summaries}
     )
 
 
-def _keys(stream: Stream, case: Case, options: Options, variants: dict[Contender, Settings]) -> dict[Contender, str]:
-    """By which the results file knows a case's methods."""
-    own = contenders(case, options, variants)
-    settings = stream.settings
-    return {one: identity(stream, case, one, variants.get(one, settings), options.split)["key"] for one in own}
+@flow(name="compare", flow_run_name="compare: one result")
+def make_one(
+    options: Options,
+    only: Missing,
+    config: str = "params.yaml",
+    profile: str | None = None,
+    overrides: list[str] | None = None,
+) -> State[None]:
+    """Make one result of a comparison, for a process of several.
+
+    Raises:
+        BadInput: settings or data have changed meanwhile, so that the comparison has no such result any more.
+    """
+    asked = _asked(options, config, profile, overrides)
+    for case, keys in asked.wanted.items():
+        for one, key in keys.items():
+            if key == only.key:
+                with stages(asked):
+                    _make(asked, case, one)
+                return Completed(message=f"{only} is in {options.results}")
+    raise BadInput(f"{only}: settings or data have changed since the comparison began; run the same again")
+
+
+def _asked(options: Options, config: str, profile: str | None, overrides: list[str] | None) -> Asked:
+    settings = load_settings(Path(config), profile, overrides)
+    variants = read_variants(options, Path(config), profile, overrides or [])
+    stream = open_stream(settings, check_comparison(settings, options, variants, []))
+    wanted = {}
+    for case in all_cases(settings, options):
+        own = contenders(case, options, variants)
+        keys = [identity(stream, case, one, variants.get(one, settings), options.split)["key"] for one in own]
+        wanted[case] = dict(zip(own, keys, strict=True))
+    return Asked(options, stream, variants, wanted)
+
+
+@contextmanager
+def stages(asked: Asked) -> Iterator[None]:
+    """Inside, stages run where the settings say."""
+    settings = asked.stream.settings
+    with untagged_tasks(), workers(settings.runner, settings.threads, asked.stream.store.root):
+        yield
+
+
+def _make(asked: Asked, case: Case, contender: Contender) -> Line:
+    own = asked.variants.get(contender, asked.stream.settings)
+    line = make_line(asked.stream, case, contender, own, asked.options.split, asked.data_sets)
+    append(asked.options.results, line)
+    _say_made(line, case)
+    return line
+
+
+def of_two_types(lines: list[Line]) -> str:
+    """A clause where machines that calculate in different types made the lines, whose differences may be theirs."""
+    types = sorted({str(line.machine["dtype"]) for line in lines if "dtype" in line.machine})
+    return f"; made in {' and '.join(types)}, so part of a difference may be the machines'" if len(types) > 1 else ""
 
 
 def check_comparison(
@@ -110,7 +163,7 @@ def check_comparison(
     Raises:
         BadInput: anything that would make the comparison fail or mislead, in one sentence.
     """
-    check_methods(options, settings)
+    check_methods(options, settings, variants)
     list(all_cases(settings, options))  # there are as many orders as were asked for
     check_writable(options.results)
     read_lines(options.results)

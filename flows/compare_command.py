@@ -80,7 +80,7 @@ def _compare(
 ) -> dict[str, Any]:
     settings = load_settings(config, profile, overrides)
     set_defaults(settings.store, debug)
-    from flows.orphans import end_forgotten_runs, end_orphaned_servers, process_tag
+    from flows.orphans import end_orphaned_servers, flow_of_this_process
 
     end_orphaned_servers()
     from flows.comparison_cases import Options, read_variants
@@ -100,10 +100,7 @@ def _compare(
     check_jobs(jobs, settings)
     # Checked here too, before Prefect's server takes its seconds to start and shows errors in its own way.
     check_comparison(settings, options, variants, take_in)
-    from prefect import tags
-
-    with tags(process_tag()):
-        end_forgotten_runs()
+    with flow_of_this_process():
         found: Any = flow(options, str(config), profile, overrides, jobs)
     return dict(found)
 

@@ -18,7 +18,7 @@ from recall.load_settings import load_settings
 
 
 def main(arguments: dict[str, Any], parent: int) -> None:
-    """Run the flow `compare` with these; what goes wrong is said in a traceback, then in a sentence."""
+    """Run the flow `make_one` with these; what goes wrong is said in a traceback, then in a sentence."""
     Thread(target=_end_with, args=(parent,), daemon=True).start()
     with errors_in_one_sentence(debug=False):
         try:
@@ -33,13 +33,13 @@ def _compare(arguments: dict[str, Any]) -> None:
     set_defaults(settings.store)
     from prefect import tags
 
-    from flows.compare import compare
+    from flows.compare import make_one
     from flows.comparison_cases import Options
     from flows.comparison_jobs import Missing
     from flows.orphans import process_tag
 
     only = Missing(*arguments["only"])
-    named = compare.with_options(flow_run_name=f"compare: {only}")
+    named = make_one.with_options(flow_run_name=f"compare: {only}")
     with tags(process_tag()):
         named(**arguments | {"options": Options.model_validate(arguments["options"]), "only": only})
 

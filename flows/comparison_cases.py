@@ -17,7 +17,7 @@ from recall.comparison_line import SETTINGS, Setting
 from recall.errors import BadInput
 from recall.load_settings import load_settings
 from recall.merge_settings import BY_MOMENTS, READ_BY, Baseline
-from recall.settings import Settings
+from recall.settings import HOLDS_NOTHING, Settings
 
 METHODS = (
     "sequential", "ewc", "replay", "average", "task_arithmetic", "ties", "dare", "lm_cocktail", "regmean",
@@ -178,8 +178,8 @@ def _has_a_meaning(variant: Contender, setting: Setting) -> bool:
     return setting == "stream" or variant.key not in ("update.start_from", "update.pool", "merging.hold")
 
 
-def check_methods(options: Options, settings: Settings) -> None:
-    """Raise BadInput where a method is unknown, or applies in none of the settings asked for."""
+def check_methods(options: Options, settings: Settings, variants: dict[Contender, Settings]) -> None:
+    """Raise BadInput where a method is unknown, applies in none of the settings asked for, or would hold nothing."""
     known = (*get_args(Baseline), "recall", "base")
     for name in options.methods:
         if name not in known:
@@ -190,6 +190,10 @@ def check_methods(options: Options, settings: Settings) -> None:
             )
     if "slerp" in options.methods and "stream" in options.settings and settings.update.pool_has_experts:
         raise BadInput("--method slerp goes between two models, and update.pool has every expert; leave it out")
+    by_moments = [settings] if "recall_moments" in options.methods else []
+    by_moments += [changed for one, changed in variants.items() if one.method == "recall_moments"]
+    if "stream" in options.settings and any(one.holds_nothing for one in by_moments):
+        raise BadInput(HOLDS_NOTHING)
 
 
 def read_variants(

@@ -253,7 +253,7 @@ def _base_name(settings: Settings) -> str:
 def _machine() -> dict[str, Any]:
     import torch
 
-    from tasks.stage import environment
+    from tasks.machine import environment
 
     found = environment()
     return {
@@ -262,4 +262,5 @@ def _machine() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "torch": found["torch"],
         "device": found["cuda"] or "cpu",
+        "dtype": found["dtype"],
     }

@@ -33,6 +33,16 @@ def process_tag() -> str:
 
 
 @contextmanager
+def flow_of_this_process() -> Iterator[None]:
+    """Inside, a flow run says whose it is, so that the next one can tell that it was killed; those before are told."""
+    from prefect import tags
+
+    with tags(process_tag()):
+        end_forgotten_runs()
+        yield
+
+
+@contextmanager
 def untagged_tasks() -> Iterator[None]:
     """Inside a flow: its tasks do not inherit that tag.
 

@@ -14,6 +14,7 @@ from prefect.runtime import deployment
 from prefect.states import Completed
 
 from flows.moves import Move, new_entry, outcome_of, sound_ledger, version_to_judge, who_came_first, whoami
+from flows.orphans import untagged_tasks
 from recall.gates import Verdict
 from recall.gates_table import markdown
 from recall.ledger import Entry, standing
@@ -42,7 +43,8 @@ def promote(
 ) -> State[dict[str, Any]]:
     """Make a version, by default the newest, champion if it passes the gates; says what came of it as JSON."""
     settings = load_settings(Path(config), profile, overrides)
-    done = promote_version(settings.stream.name, settings.promotion, version, why, who or whoami())
+    with untagged_tasks():
+        done = promote_version(settings.stream.name, settings.promotion, version, why, who or whoami())
     return Completed(message=done.said, data=done.model_dump(mode="json"))
 
 

@@ -31,8 +31,10 @@ def promote(
     with errors_in_one_sentence(debug):
         settings = load_settings(config, profile, overrides)
         set_defaults(settings.store, debug)
+        from flows.orphans import end_orphaned_servers, flow_of_this_process
         from tasks import registry
 
+        end_orphaned_servers()
         registry.client()  # before Prefect's server takes its seconds to start
         from flows.moves import Move, sound_ledger, version_to_judge
 
@@ -40,7 +42,8 @@ def promote(
         version_to_judge(settings.stream.name, version, None)
         from flows.promote import promote as flow
 
-        found = flow(str(config), profile, overrides, version=version, why=why, who=who)
+        with flow_of_this_process():
+            found = flow(str(config), profile, overrides, version=version, why=why, who=who)
         done = Move.model_validate(found)
     if as_json:
         print(json.dumps(found, indent=2))

@@ -20,6 +20,10 @@ from recall.results import Finite, Frozen
 from recall.runner_settings import RunnerSettings
 from recall.seeds import SEEDS
 
+HOLDS_NOTHING = (
+    "merging.hold holds what the current model has learned, and with update.start_from base fine-tuning starts without "
+    "it; set start_from merged, or hold 0"
+)
 # What else lies in the data folder.
 RESERVED_NAMES = ("base_model", "sources", "profiles")
 
@@ -301,13 +305,14 @@ class Settings(Frozen):
 
     @model_validator(mode="after")
     def _held_where_it_learned(self) -> Settings:
-        held = self.merging.hold and "recall_moments" in (self.update.merge, *self.baselines)
-        if held and self.update.start_from == "base":
-            raise ValueError(
-                "merging.hold holds what the current model has learned, and with update.start_from base fine-tuning "
-                "starts without it; set start_from merged, or hold 0"
-            )
+        if self.holds_nothing and "recall_moments" in (self.update.merge, *self.baselines):
+            raise ValueError(HOLDS_NOTHING)
         return self
+
+    @property
+    def holds_nothing(self) -> bool:
+        """Is there something to hold fine-tuning by, which begins without what that would hold?"""
+        return self.merging.hold > 0 and self.update.start_from == "base"
 
     @model_validator(mode="after")
     def _runs_anywhere(self) -> Settings:

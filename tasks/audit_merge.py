@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 # What another kind of CPU may change, relative to the largest value: one step of bfloat16 is 2^-8 of a number.
 TOLERANCE = 1e-2
-MACHINE = ("cpu_model", "cpu", "threads", "torch", "transformers", "cuda")
+MACHINE = ("cpu_model", "cpu", "threads", "torch", "transformers", "cuda", "dtype")
 
 
 def check_merges(chain: Sequence[Registered], work: Path) -> Iterator[Link]:
@@ -44,10 +44,11 @@ def check_merges(chain: Sequence[Registered], work: Path) -> Iterator[Link]:
 def other_machine(recorded: dict[str, Any] | None, here: dict[str, Any]) -> str | None:
     """How the machine where something was made again differs from where it was made, in words; None where it does not.
 
-    Both as manifests have them: `tasks.stage.environment`, and the number of threads.
+    Both as manifests have them: `tasks.machine.environment`, and the number of threads.
     """
     if recorded is None:
         return "the machine was not recorded"
+    recorded = {"dtype": here.get("dtype")} | recorded  # what was recorded before that was does not say
     changes = [
         f"{name} {here.get(name)}, not {recorded.get(name)}" for name in MACHINE if here.get(name) != recorded.get(name)
     ]
@@ -94,7 +95,7 @@ def _made_again(update: Fetched, members: list[Checkpoint], moments: dict[str, P
     import torch
 
     from recall.remaking import remake_model
-    from tasks.stage import environment
+    from tasks.machine import environment
 
     lineage = update.lineage
     threads = int((lineage.merged.machine or {}).get("threads") or torch.get_num_threads())

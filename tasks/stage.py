@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import os
-import platform
 import shutil
 import threading
 import time
@@ -22,6 +20,7 @@ from recall.errors import Failed
 from recall.progress import console
 from tasks import prefect_results
 from tasks.fingerprints import StageFingerprint, fingerprint, source_digest, stable
+from tasks.machine import environment
 from tasks.refs import CheckpointRef, Ref, contents
 from tasks.remote import Fits, bring, settle, share, unfit
 from tasks.store import Store, seal
@@ -246,34 +245,6 @@ def _over(ref: Ref, bases: dict[str, CheckpointRef]) -> Ref:
     if ref.base.fingerprint not in bases:
         raise Failed(f"{ref.path} says that it was made over another base model than its inputs; remove that folder")
     return ref.model_copy(update={"base": bases[ref.base.fingerprint]})
-
-
-@functools.cache
-def environment() -> dict[str, Any]:
-    """What an audit wants to know of the machine; a manifest adds the thread count, which changes sums on a CPU."""
-    import torch
-    import transformers
-
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "cpu_model": _cpu_model(),
-        "cpu": torch.backends.cpu.get_cpu_capability(),
-        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "machine": platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
-    }
-
-
-def _cpu_model() -> str:
-    """As Linux names it, or what the platform says."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _threads() -> int:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from recall.errors import BadInput, Failed, one_line
 from recall.progress import console
 from recall.runner_settings import RunnerSettings
+from tasks.machine import environment
 
 if TYPE_CHECKING:
     from prefect import Task
@@ -168,9 +169,12 @@ def _look(probe: Path, dask_worker: Any) -> tuple[str, int, bool, dict[str, str]
 
 
 def _versions() -> dict[str, str]:
-    """What bit-identical results take: the same libraries, and a processor that sums the same way."""
-    import torch
-    import transformers
-
-    cpu = torch.backends.cpu.get_cpu_capability()
-    return {"torch": torch.__version__, "transformers": transformers.__version__, "the processor type": cpu}
+    """What bit-identical results take: the same libraries, and a machine that sums the same way in the same type."""
+    found = environment()
+    return {
+        "torch": found["torch"],
+        "transformers": found["transformers"],
+        "the processor type": found["cpu"],
+        "the GPU": found["cuda"] or "none",
+        "the fast type": found["dtype"],
+    }

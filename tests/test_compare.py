@@ -1,6 +1,5 @@
 """`recall compare` through the whole flow with a tiny model, and the scripts that feed it and show what it found."""
 
-import importlib.util
 import json
 import os
 import re
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from benchmark_scripts import script
 from mlflow import MlflowClient
 from project import DATA, SPECS, SPLITS
 from typer.testing import CliRunner
@@ -45,15 +45,7 @@ def lines(project, setting, method, order=0):
 
 @pytest.fixture(scope="module")
 def results_page():
-    return module("results_page")
-
-
-def module(name):
-    """A script of benchmarks/."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
-    found = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(found)
-    return found
+    return script("results_page")
 
 
 def test_every_method_that_applies_is_scored_in_every_setting(compared):
@@ -248,6 +240,11 @@ def test_the_stream_s_scores_are_those_of_a_run_and_share_its_models(compared):
                 ("merging.shrink=0.5", "single"),
             ]
         ),
+        (
+            ["--vary", "merging.hold=0,10", "--set", "update.start_from=base"],
+            "merging.hold holds what the current model",
+        ),
+        (["--set", "merging.hold=10", "--set", "update.start_from=base"], "merging.hold holds what the current model"),
         (["--jobs", "1000"], "--jobs 1000 of 1 threads each need 1000 cores"),
         (["--jobs", "2", "--set", "runner.kind=dask"], "both start processes; take one of the two"),
         (["--results", "data"], "data cannot be written; name another file with --results"),
@@ -362,7 +359,7 @@ def real_data(tmp_path):
 def real_params(folder, *arguments, out):
     """Exit code of benchmarks/real_data.py."""
     names = ("--stream", "real_names", "real_reviews", "--unseen", "real_films")
-    return module("real_data").main([*map(str, (folder, "--out", out)), *names, *map(str, arguments)])
+    return script("real_data").main([*map(str, (folder, "--out", out)), *names, *map(str, arguments)])
 
 
 def test_real_data_becomes_settings_that_prepare_reads(real_data, tmp_path, monkeypatch, capsys):
@@ -383,6 +380,25 @@ def test_real_data_becomes_settings_that_prepare_reads(real_data, tmp_path, monk
     assert "card.json is no data set's card" in capsys.readouterr().err
     assert real_params(real_data, "--rows", "many", *params, out=out) == 2
     assert "expected train=200" in capsys.readouterr().err
+
+
+def test_real_data_that_makes_no_settings_leaves_the_settings_file_as_it_was(real_data, tmp_path, capsys):
+    out, params, unknown = tmp_path / "params-real.yaml", ROOT / "params.yaml", tmp_path / "unknown.yaml"
+    out.write_text("mine")
+    unknown.write_text(params.read_text() + "finetunning: {}\n")
+
+    def refused(*given):
+        assert real_params(real_data, *given, out=out) == 2
+        assert out.read_text() == "mine"
+        (sentence,) = capsys.readouterr().err.strip().splitlines()
+        return sentence
+
+    assert "nosuch.yaml is no file; name the settings file" in refused("--params", tmp_path / "nosuch.yaml")
+    assert "unknown.yaml: finetunning is no setting" in refused("--params", unknown)
+    assert "see its cards, --stream and --unseen" in refused("--params", params, "--unseen", "real_names")
+    card = real_data / "real_names" / "card.json"
+    card.write_text(json.dumps({"kind": "poetry", "metric": "chrf"}))
+    assert "learning_tasks.real_names.kind" in refused("--params", params)
 
 
 @pytest.mark.slow

@@ -7,11 +7,20 @@ import sys
 import time
 
 import pytest
-from prefect import flow
+from prefect import flow, task
 from prefect.client.orchestration import get_client
+from prefect.runtime import flow_run, task_run
 from prefect.states import Running
 
-from flows.orphans import MARK, OF_THIS_MACHINE, end_forgotten_runs, end_orphaned_servers, process_tag
+from flows.orphans import (
+    MARK,
+    OF_THIS_MACHINE,
+    end_forgotten_runs,
+    end_orphaned_servers,
+    flow_of_this_process,
+    process_tag,
+    untagged_tasks,
+)
 
 
 @pytest.fixture
@@ -66,3 +75,18 @@ def test_a_flow_run_whose_process_was_killed_is_marked_as_crashed_and_no_other(p
         end_forgotten_runs()
         states = {name: client.read_flow_run(run).state.type.value for name, run in made.items()}
     assert states == {"killed": "CRASHED", "alive": "RUNNING", "elsewhere": "RUNNING", "untagged": "RUNNING"}
+
+
+def test_a_flow_run_says_whose_process_it_is_and_its_tasks_do_not(prefect_harness):
+    @task
+    def stage():
+        return task_run.tags
+
+    @flow
+    def update():
+        with untagged_tasks():
+            return flow_run.tags, stage()
+
+    with flow_of_this_process():
+        of_flow, of_task = update()
+    assert (of_flow, of_task) == ([process_tag()], [])
