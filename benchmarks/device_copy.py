@@ -5,7 +5,7 @@
 As many bytes as the models' files have, from pinned memory in chunks of the merge's size; nothing is read from disk.
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 import torch
@@ -33,4 +33,8 @@ def copy(device: torch.device, models: list[Path]) -> None:
 
 
 if __name__ == "__main__":
-    copy(torch.device(sys.argv[1]), [Path(model) for model in sys.argv[2:]])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("device", type=torch.device)
+    parser.add_argument("models", type=Path, nargs="+")
+    given = parser.parse_args()
+    copy(given.device, given.models)

@@ -1,10 +1,11 @@
 """CPU seconds of training and scoring, our way against the plain one, on a model of your choice.
 
-    python benchmarks/evaluation_speed.py data/base_model [threads]
+    python benchmarks/evaluation_speed.py data/base_model [THREADS]
 
 CPU time, not wall time, so that other processes disturb little. Each figure is the least of three.
 """
 
+import argparse
 import sys
 import time
 from collections.abc import Callable
@@ -18,7 +19,6 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from recall.answer_logits import LogitReader
-from recall.checkpoints import Checkpoint
 from recall.evaluation import evaluate
 from recall.learning_tasks import Row, TaskSpec
 from recall.loading import load_model, load_tokenizer, training_dtype
@@ -99,7 +99,7 @@ def scoring(folder: Path) -> None:
     words = "the plot of this film was not very good but I liked it all the same".split()  # noqa: SIM905
     prompts = [f"Review: {' '.join((words * 3)[i % 9 : i % 9 + 12 + i % 20])}\nSentiment:" for i in range(100)]
     rows = [Row(id=str(i), prompt=prompt, target=LABELS[i % 2]) for i, prompt in enumerate(prompts)]
-    model, tokenizer = load_model(Checkpoint(folder), training_dtype("auto")), load_tokenizer(folder)
+    model, tokenizer = load_model(folder, training_dtype("auto")), load_tokenizer(folder)
     settings = EvaluationSettings(max_new_tokens=8)
     labels = TaskSpec(kind="classification", metric="accuracy", labels=LABELS, source={})
     text = TaskSpec(kind="translation", metric="chrf", source={})
@@ -123,8 +123,19 @@ def scoring(folder: Path) -> None:
     print(f"8 tokens    generate    {cpu_seconds(generate):6.2f} CPU s")
 
 
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="the model")
+    parser.add_argument("threads", type=int, nargs="?", default=1)
+    given = parser.parse_args(arguments)
+    if not (given.folder / "config.json").is_file():
+        print(f"{given.folder} has no config.json; name a model's folder, data/base_model say", file=sys.stderr)
+        return 2
+    torch.set_num_threads(given.threads)
+    for measure in (training, shared_prefixes, scoring):
+        measure(given.folder)
+    return 0
+
+
 if __name__ == "__main__":
-    torch.set_num_threads(int(sys.argv[2]) if len(sys.argv) > 2 else 1)
-    training(Path(sys.argv[1]))
-    shared_prefixes(Path(sys.argv[1]))
-    scoring(Path(sys.argv[1]))
+    sys.exit(main())

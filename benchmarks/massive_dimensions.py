@@ -10,7 +10,7 @@ Shapes: L layers (0: embeddings), P prompts, E hidden size.
 """
 
 import argparse
-import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,32 +18,38 @@ import torch
 from scipy.spatial.distance import pdist
 
 from recall.checkpoints import Checkpoint
+from recall.errors import BadInput
 from recall.hidden_states import Pooling
+from recall.learning_tasks import read_rows
 from recall.loaded_models import loaded
 from recall.representations import represent
 
 COLUMNS = ("norm", "largest dimension", "median distance")
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
-    parser.add_argument("rows", type=Path, help="JSON lines with a prompt")
+    parser.add_argument("rows", type=Path, help="prepared rows")
     parser.add_argument("--prompts", type=int, default=20)
-    given = parser.parse_args()
-    lines = given.rows.read_text(encoding="utf-8").splitlines()[: given.prompts]
-    prompts = [json.loads(line)["prompt"] for line in lines]
+    given = parser.parse_args(arguments)
     poolings: tuple[Pooling, ...] = ("mean", "skip_first")
-    with loaded(Checkpoint(given.model), torch.float32) as (model, tokenizer):
-        found = [
-            measured(represent(model, tokenizer, prompts, batch_size=16, max_tokens=512, pooling=pooling))
-            for pooling in poolings
-        ]
+    try:
+        prompts = [row.prompt for row in read_rows(given.rows)[: given.prompts]]
+        with loaded(Checkpoint(given.model), torch.float32) as (model, tokenizer):
+            found = [
+                measured(represent(model, tokenizer, prompts, batch_size=16, max_tokens=512, pooling=pooling))
+                for pooling in poolings
+            ]
+    except BadInput as error:
+        print(error, file=sys.stderr)
+        return 2
     print("| layer |" + "".join(f" {name}, {pooling} |" for pooling in poolings for name in COLUMNS))
     print("|---" * (1 + len(poolings) * len(COLUMNS)) + "|")
     for layer, values in enumerate(zip(*found, strict=True)):
         cells = [f"{norm:.1f} | {share:.0%} | {distance:.1f}" for norm, share, distance in values]
         print(f"| {layer} | {' | '.join(cells)} |")
+    return 0
 
 
 def measured(hidden_LPE: np.ndarray) -> list[tuple[float, float, float]]:
@@ -56,4 +62,4 @@ def measured(hidden_LPE: np.ndarray) -> list[tuple[float, float, float]]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

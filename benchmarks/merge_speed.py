@@ -6,7 +6,8 @@
 Random models are made on the spot, 9 GB at most at a time. Whole processes run in turns, start-up included; shown are
 medians of the seconds and the largest peak of memory. A disk's write-back swings, so the models belong on a tmpfs, and
 are put there where there is one. With --device the merge is run there too, beside a process that only starts torch and
-copies as many bytes there and back. Before a time counts, its output was compared with the float32 sum bit for bit.
+copies as many bytes there and back. Each merge's first output is compared with the sum of its inputs, as
+merge_reference.py does; where one differs, that is all that is said.
 """
 
 from __future__ import annotations
@@ -37,11 +38,12 @@ Command = Callable[[Path], list[str | Path]]
 
 @dataclass
 class Group:
-    """Commands that are timed in turns on the same inputs; `check` names those inputs if the sum can be checked."""
+    """Commands that are timed in turns on the same inputs: the `weights` by layer of `models`."""
 
     name: str
     commands: dict[str, Command]
-    check: tuple[Path, list[Path]] | None = None
+    weights: Path
+    models: list[Path]
     usages: dict[str, list[Usage]] = field(default_factory=dict)
 
     def run(self, work: Path, runs: int) -> None:
@@ -51,9 +53,9 @@ class Group:
                 print(f"\r{self.name}: {label}, {turn + 1} of {runs} \033[K", end="", file=sys.stderr, flush=True)
                 out = work / "out"
                 self.usages.setdefault(label, []).append(measure(command(out), work / "log"))
-                if turn == 0 and self.check and label != "copy" and out.exists():
-                    weights, models = self.check
-                    measure([sys.executable, HERE / "merge_reference.py", out, weights, *models], work / "log")
+                if turn == 0 and label != "copy" and out.exists():
+                    inputs = [self.weights, *self.models]
+                    measure([sys.executable, HERE / "merge_reference.py", out, *inputs], work / "log")
                 shutil.rmtree(out, ignore_errors=True)
         print(file=sys.stderr)
 
@@ -83,7 +85,7 @@ def full_models(
         }
         if mergekit:
             commands |= _mergekit(mergekit, work, models, weights)
-    return Group(f"{count} models of {shape}", commands, (weights, models))
+    return Group(f"{count} models of {shape}", commands, weights, models)
 
 
 def adapters(work: Path, shape: str, count: int) -> Group:
@@ -95,13 +97,16 @@ def adapters(work: Path, shape: str, count: int) -> Group:
     for number, adapter in enumerate(members[1:]):
         if not adapter.exists():
             _make("write_adapter", adapter, base, shape, number)
-    ours = _ours(members, _write_weights(work, shape, len(members)))
+    weights = _write_weights(work, shape, len(members))
+    ours = _ours(members, weights)
     return Group(
         f"{count} LoRA adapter{'s' * (count > 1)} over {shape}",
         {
             "copy": lambda out: [sys.executable, HERE / "plain_copy.py", out, *members],
             "recall merge": lambda out: [*ours(out), "--no-hashes"],
         },
+        weights,
+        members,
     )
 
 
@@ -111,7 +116,7 @@ def start_up(work: Path, mergekit: str | None) -> Group:
     kept = ("recall merge", "mergekit")
     commands: dict[str, Command] = {"recall merge --help": lambda _: [*RECALL, "--help"]}
     commands |= {label: command for label, command in group.commands.items() if label in kept}
-    return Group("start-up, 2 tiny models", commands, group.check)
+    return Group("start-up, 2 tiny models", commands, group.weights, group.models)
 
 
 def imported_for_nothing(work: Path) -> list[str]:

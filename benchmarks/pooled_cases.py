@@ -19,9 +19,10 @@ from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
+from results_lines import comparable, lines_of
 
-from recall.comparison import RESAMPLES, drawn_scores, interval, newest, over_cases
-from recall.comparison_line import Line, read_lines
+from recall.comparison import RESAMPLES, drawn_scores, interval, over_cases
+from recall.comparison_line import Line
 from recall.comparison_measures import FORGETTING, SEEN, UNSEEN, measures, score_of
 from recall.comparison_table import label_of
 from recall.errors import BadInput, Failed
@@ -40,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="write the table there instead")
     given = parser.parse_args(arguments)
     try:
-        files = {file.stem: read_lines(file) for file in given.files}
+        files = {file.stem: lines_of(file) for file in given.files}
         if len(files) < len(given.files):
             raise BadInput("two of the files have one name; give each once, or rename one")
         found = table(files, given.ours, given.theirs) if given.theirs else table_of_methods(files, given.ours)
@@ -84,9 +85,12 @@ def _markdown(head: str, rows: dict[str, list[Draws]]) -> str:
 
 def case_differences(lines: list[Line], ours: str, theirs: str, resamples: int = RESAMPLES) -> list[Draws]:
     """Ours minus theirs in every case of the setting `stream` that both have."""
-    streams = newest([line for line in lines if line.setting == "stream" and line.label in (ours, theirs)])
-    if not streams:
-        return []
+    streams = [line for line in lines if line.setting == "stream" and line.label in (ours, theirs)]
+    groups = comparable(streams).values()
+    return [case for group in groups for case in _group_differences(group, ours, theirs, resamples)]
+
+
+def _group_differences(streams: list[Line], ours: str, theirs: str, resamples: int) -> list[Draws]:
     # Another set of rows gets draws of its own.
     seed = crc32(" ".join(sorted(streams[0].data_hashes.values())).encode())
     values, _ = drawn_scores(streams, resamples, seed)
@@ -94,9 +98,9 @@ def case_differences(lines: list[Line], ours: str, theirs: str, resamples: int =
     def with_draws(line: Line, update: int, column: str) -> NDArray[np.float64]:
         return np.concatenate([[score_of(line, update, column)], values[line.key, update, column]])
 
-    by_case: dict[tuple[str, int, int], dict[str, Line]] = {}
+    by_case: dict[tuple[int, int], dict[str, Line]] = {}
     for line in streams:
-        by_case.setdefault((line.shared, line.seed, line.order), {})[line.label] = line
+        by_case.setdefault((line.seed, line.order), {})[line.label] = line
     differences = []
     for both in by_case.values():
         if len(both) == 2:

@@ -1,9 +1,15 @@
-"""Random checkpoints of a Llama's shape, and LoRA adapters over them, written in seconds and without torch."""
+"""Random checkpoints of a Llama's shape, and LoRA adapters over them, written in seconds and without torch.
+
+    python benchmarks/random_models.py write_model '["FOLDER", "tiny", 0]'
+
+calls a function of this file with the words of a JSON list, in which a shape goes by its name.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,7 +137,19 @@ def write_adapter(folder: Path, base: Path, shape: Shape, seed: int, rank: int =
     (folder / "adapter_config.json").write_text(json.dumps(config))
 
 
+def main(arguments: list[str] | None = None) -> None:
+    makers: dict[str, Callable[..., None]] = {
+        "write_model": write_model,
+        "write_adapter": write_adapter,
+        "write_weights": write_weights,
+    }
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("function", choices=makers)
+    parser.add_argument("words", type=json.loads, help="a JSON list")
+    given = parser.parse_args(arguments)
+    words = (SHAPES[word] if word in SHAPES else Path(word) if isinstance(word, str) else word for word in given.words)
+    makers[given.function](*words)
+
+
 if __name__ == "__main__":
-    made = {"write_model": write_model, "write_adapter": write_adapter, "write_weights": write_weights}[sys.argv[1]]
-    words = json.loads(sys.argv[2])
-    made(*(SHAPES[word] if word in SHAPES else Path(word) if isinstance(word, str) else word for word in words))
+    main()

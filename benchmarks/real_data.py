@@ -25,10 +25,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
-from recall.errors import BadInput
+from recall.errors import BadInput, Failed
 from recall.learning_tasks import SPLITS
 from recall.load_settings import load_settings
+from recall.settings import Settings
+from recall.text_files import write_text
 
 STREAM = ("sst2", "squad_v2", "iwslt_enfr", "dream", "medmcqa")
 UNSEEN = ("agnews", "boolq")
@@ -45,22 +48,22 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         values = settings(given.folder, given.params, given.stream, given.unseen, rows_of(given.rows))
-        text = "# Written by benchmarks/real_data.py, which says how to go on.\n\n" + yaml.safe_dump(
-            values, sort_keys=False
-        )
-        given.out.write_text(text, encoding="utf-8")
-        load_settings(given.out)
+        head = "# Written by benchmarks/real_data.py, which says how to go on.\n\n"
+        write_text(given.out, head + yaml.safe_dump(values, sort_keys=False))
         ours = [name for name in values["learning_tasks"] if not (given.folder / name).is_dir()]
         if ours:
             print(f"not in {given.folder}, so as {given.params} has them: {', '.join(ours)}")
-    except BadInput as error:
+    except (BadInput, Failed) as error:
         print(error, file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, BadInput) else 1
     return 0
 
 
 def settings(folder: Path, params: Path, stream: list[str], unseen: list[str], rows: dict[str, int]) -> dict[str, Any]:
     """The values of params.yaml with the learning tasks of `folder`, and those of its own that are asked for."""
+    if not params.is_file():
+        raise BadInput(f"--params {params} is no file; name the settings file that the other settings come from")
+    load_settings(params)  # so that what is wrong below comes from the data sets and the options
     values: dict[str, Any] = yaml.safe_load(params.read_text(encoding="utf-8"))
     values["stream"] = {"name": "real-data", "learning_tasks": stream, "unseen": unseen}
     own = {name: spec for name, spec in values.get("learning_tasks", {}).items() if not (folder / name).is_dir()}
@@ -69,6 +72,12 @@ def settings(folder: Path, params: Path, stream: list[str], unseen: list[str], r
     }
     values["finetuning"] = values.get("finetuning", {}) | {"learning_rate": 5e-4}
     values["evaluation"] = values.get("evaluation", {}) | {"max_new_tokens": 48}
+    try:
+        Settings.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        problem = f"{'.'.join(map(str, first['loc']))} {first['msg'].removeprefix('Value error, ')}".strip()
+        raise BadInput(f"{folder} makes no settings: {problem}; see its cards, --stream and --unseen") from error
     return values
 
 
@@ -77,7 +86,7 @@ def learning_task(folder: Path, rows: dict[str, int]) -> dict[str, Any]:
     try:
         card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
         spec = {"kind": card["kind"], "metric": card["metric"]}
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{folder}/card.json is no data set's card ({error}); see this script's --help") from error
     spec |= {"labels": card["labels"]} if card.get("labels") else {}
     source = {"path": str(folder), "licence": card.get("licence", "not stated"), "notes": card.get("notes", "")}

@@ -21,9 +21,10 @@ mpl.rcParams |= {"svg.hashsalt": "recall", "svg.fonttype": "none", "font.size": 
 import matplotlib.pyplot as plt  # noqa: E402
 import yaml  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
+from results_lines import comparable, lines_of  # noqa: E402
 
-from recall.comparison import Estimate, MethodSummary, SettingSummary, compare_lines, newest  # noqa: E402
-from recall.comparison_line import Line, read_lines  # noqa: E402
+from recall.comparison import Estimate, MethodSummary, SettingSummary, compare_lines  # noqa: E402
+from recall.comparison_line import SETTINGS, Line  # noqa: E402
 from recall.comparison_measures import SEEN, UNSEEN  # noqa: E402
 from recall.comparison_table import cell, columns, difference_cell, label_of, sentence, title  # noqa: E402
 from recall.errors import BadInput  # noqa: E402
@@ -47,22 +48,17 @@ def main(arguments: list[str] | None = None) -> int:
 
 def write_page(files: list[Path], out: Path, also: Sequence[str] = ()) -> None:
     """Write `tables.md` and the plots that it shows into folder `out`."""
+    found = [(file, lines_of(file)) for file in files]
     out.mkdir(parents=True, exist_ok=True)
     words = " ".join([*(file.name for file in files), *(f"--also {method}" for method in also)])
     text = [f"<!-- Written by `python benchmarks/results_page.py {words}`; edit nothing here. -->"]
-    for file in files:
-        lines = read_lines(file)
-        if not lines:
-            raise BadInput(f"{file} has no results; make some with `recall compare --results {file}`")
+    for file, lines in found:
         text += ["", f"# {escaped(file.name)}", "", *about(lines)]
-        met: list[str] = []
-        against = [compare_lines(lines, ours=method) for method in also]
-        for number, summary in enumerate(compare_lines(lines)):
-            met.append(summary.setting)
-            again = met.count(summary.setting)  # other settings or data: not comparable with the first
-            name = f"{file.stem}-{summary.setting}" + (f"-{again}" if again > 1 else "")
-            text += section(summary, name, out, [found[number] for found in against])
-        text += [*labels_told_apart(lines), *by_depth(lines, f"{file.stem}-depth", out)]
+        groups = comparable(lines)
+        for name, group in sorted(groups.items(), key=lambda named: SETTINGS.index(named[1][0].setting)):
+            summary, *others = (compare_lines(group, ours=method)[0] for method in ("recall", *also))
+            text += section(summary, f"{file.stem}-{name}", out, others)
+        text += [*labels_told_apart(groups), *by_depth(groups, f"{file.stem}-depth", out)]
     (out / "tables.md").write_text("\n".join(text) + "\n", encoding="utf-8")
 
 
@@ -152,11 +148,13 @@ def sensitivity(summary: SettingSummary, key: str, variants: list[MethodSummary]
     return figure
 
 
-def labels_told_apart(lines: list[Line]) -> list[str]:
+def labels_told_apart(groups: dict[str, list[Line]]) -> list[str]:
     """For each classification the area under the ROC curve and how often the commonest answer is given, by method."""
     text: list[str] = []
-    for setting in dict.fromkeys(line.setting for line in lines if line.label_bias):
-        own = [line for line in newest(lines) if line.setting == setting and line.label_bias]
+    for group, lines in groups.items():
+        own = [line for line in lines if line.label_bias]
+        if not own:
+            continue
         names = list(dict.fromkeys(name for line in own for name in line.label_bias))
         rows = []
         for label in dict.fromkeys(line.label for line in own):
@@ -164,7 +162,7 @@ def labels_told_apart(lines: list[Line]) -> list[str]:
             rows.append(
                 [label_of(label), *(_told_apart([one[name] for one in found if name in one]) for name in names)]
             )
-        text += ["", f"## Labels told apart, {setting}", ""]
+        text += ["", f"## Labels told apart, {group}", ""]
         text += ["100 x the area under the ROC curve, mean over cases (the share of rows given the commonest answer)."]
         text += ["", *_table(["", *names], rows)]
     return text
@@ -175,23 +173,22 @@ def _told_apart(found: list[LabelBias]) -> str:
     return f"{100 * fmean(areas):.1f} ({100 * fmean(bias.given for bias in found):.0f}%)" if areas else ""
 
 
-def by_depth(lines: list[Line], name: str, out: Path) -> list[str]:
+def by_depth(groups: dict[str, list[Line]], name: str, out: Path) -> list[str]:
     """Similarity to the newest model, and the newest model's weight over an equal share, layer by layer."""
-    settings = {
-        setting: [merge for line in lines if line.label == "recall" and line.setting == setting
-                  for merge in line.merges if merge.compares_models]
-        for setting in dict.fromkeys(line.setting for line in lines)
-    }  # fmt: skip
-    if not any(settings.values()):
+    drawn_of = {
+        group: [merge for line in lines if line.label == "recall" for merge in line.merges if merge.compares_models]
+        for group, lines in groups.items()
+    }
+    if not any(drawn_of.values()):
         return []
     figure, axes = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
-    for setting, found in settings.items():
+    for group, found in drawn_of.items():
         most = max((len(merge.layers) for merge in found), default=0)
         merges = [merge for merge in found if len(merge.layers) == most]
         alike = [[value for merge in merges for value in merge.similarities[layer][:-1]] for layer in range(most)]
         tilt = [[merge.weights[layer][-1] * len(merge.models) for merge in merges] for layer in range(most)]
         for axis, layers in zip(axes, (alike, tilt), strict=True):
-            (drawn,) = axis.plot(range(most), [fmean(values) for values in layers], label=setting)
+            (drawn,) = axis.plot(range(most), [fmean(values) for values in layers], label=group)
             low, high = [min(values) for values in layers], [max(values) for values in layers]
             axis.fill_between(range(most), low, high, alpha=0.15, color=drawn.get_color())
     for axis, what in zip(axes, ("similarity to the newest model", "weight of the newest, over 1/K"), strict=True):
@@ -201,13 +198,13 @@ def by_depth(lines: list[Line], name: str, out: Path) -> list[str]:
     axes[0].legend(frameon=False)
     save(figure, out / f"{name}.svg")
     text = ["", "## By depth", "", f"![similarity and weight by depth]({name}.svg)"]
-    for setting in settings:
-        first = next((line for line in lines if line.label == "recall" and line.setting == setting), None)
-        text += layer_table(first) if first else []
+    for group, lines in groups.items():
+        first = next((line for line in lines if line.label == "recall"), None)
+        text += layer_table(group, first) if first else []
     return text
 
 
-def layer_table(line: Line) -> list[str]:
+def layer_table(group: str, line: Line) -> list[str]:
     """Of every merge of a case at some layers: the newest model's weight, and how alike the nearest other one is."""
     merges = [merge for merge in line.merges if merge.compares_models]
     if not merges:
@@ -218,7 +215,7 @@ def layer_table(line: Line) -> list[str]:
     for merge in merges:
         rows.append([f"{merge.models[-1]}, similarity", *(f"{max(merge.similarities[at][:-1]):.2f}" for at in shown)])
         rows.append(["weight", *(f"{merge.weights[at][-1]:.2f}" for at in shown)])
-    case = f"{line.setting}, seed {line.seed}, order {line.order}; layers"
+    case = f"{group}, seed {line.seed}, order {line.order}; layers"
     return ["", f"{case}:", "", *_table(["", *map(str, shown)], rows)]
 
 

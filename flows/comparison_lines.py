@@ -27,8 +27,6 @@ from tasks.refs import DatasetRef, ScoreRef, digest, file_sha256
 from tasks.stage import Pending
 
 Row = dict[str, Pending[ScoreRef]]
-# Their weights depend on the models; the others' are fixed.
-WEIGHS = FROM_SAMPLES
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ def make_line(
         rows=[{column: _row_scores(ref) for column, ref in row.items()} for row in found],
         matrix=_matrix(own, made, found),
         experts=_own_scores(own, made.models, data_sets) if contender.method == "recall" else {},
-        merges=[_merge(models) for models in made.models if models.weights] if contender.method in WEIGHS else [],
+        merges=[_merge(models) for models in made.models if models.weights] if contender.method in FROM_SAMPLES else [],
         label_bias=label_biases(found[-1]),
         seconds=_seconds(own, made.models, evaluations),
         settings=settings_read(own.settings, case, contender.method),

@@ -4,7 +4,9 @@ import os
 import re
 
 CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
-SECRET_NAME = re.compile(r"TOKEN|PASSWORD|SECRET|API_KEY|AUTH_STRING|ACCESS_KEY")
+SECRET_NAME = re.compile(r"TOKEN(?!IZER)|PASSWORD|SECRET|API_KEY|AUTH_STRING|ACCESS_KEY")
+# What a secret is called by, or where it lies, is none: a key's id `recall` would be cut out of our own sentences.
+ABOUT_A_SECRET = re.compile(r"(KEY_ID|_FILE|_PATH)$")
 SHORTEST_SECRET = 6
 
 
@@ -28,10 +30,12 @@ def one_line(error: Exception) -> str:
 def without_secrets(text: str) -> str:
     """The text without user and password of any URL, and without the value of any secret of the environment.
 
-    A variable is a secret by its name: one with TOKEN, PASSWORD, SECRET, API_KEY, ACCESS_KEY or AUTH_STRING in it.
+    A variable is a secret by its name: one with TOKEN, PASSWORD, SECRET, API_KEY, ACCESS_KEY or AUTH_STRING in it, but
+    for those that end in KEY_ID, _FILE or _PATH.
     """
     text = CREDENTIALS.sub("***@", text)
     for name, value in os.environ.items():
-        if SECRET_NAME.search(name) and len(value) >= SHORTEST_SECRET:
+        is_secret = SECRET_NAME.search(name) and not ABOUT_A_SECRET.search(name)
+        if is_secret and len(value) >= SHORTEST_SECRET:
             text = text.replace(value, "***")
     return text

@@ -1,25 +1,20 @@
 """One method against another over the cases of several results files."""
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
 import pytest
+from benchmark_scripts import script as script_of
 from test_comparison import in_stream, together
 
 from recall.comparison import compare_lines
 from recall.comparison_line import append, read_lines
 from recall.comparison_measures import FORGETTING, SEEN, UNSEEN
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "pooled_cases.py"
-
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("pooled_cases", SCRIPT)
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    return loaded
+    return script_of("pooled_cases")
 
 
 def stream(seeds, generator=0, **fields):
@@ -59,6 +54,26 @@ def test_all_cases_together_have_a_narrower_interval_than_those_of_any_file(scri
     assert script.main([*map(str, files), "--ours", "regmean", "--theirs", "average"]) == 0
     *_, last = capsys.readouterr().out.strip().splitlines()
     assert last.startswith(f"| **all cases** | 16 | {100 * value:+.1f}")
+
+
+def test_groups_that_may_not_be_compared_give_the_same_cases_in_one_file_as_in_two(script):
+    """The second one's settings are no newer ones of the first's methods."""
+    one, two = stream(range(3)), stream(range(2), generator=1, shared="other", own="other")
+    apart = [case for lines in (one, two) for case in script.case_differences(lines, "regmean", "average")]
+    together = script.case_differences([*one, *two], "regmean", "average")
+    assert len(together) == 5
+    for found, expected in zip(together, apart, strict=True):
+        for measure in (SEEN, UNSEEN, FORGETTING):
+            np.testing.assert_array_equal(found[measure], expected[measure])
+
+
+def test_a_mistyped_file_is_named_and_not_left_out(script, tmp_path, capsys):
+    for made in stream(range(2)):
+        append(tmp_path / "lines.jsonl", made)
+    (tmp_path / "empty.jsonl").touch()
+    for name in ("liness.jsonl", "empty.jsonl"):
+        assert script.main([str(tmp_path / name), str(tmp_path / "lines.jsonl"), "--ours", "regmean"]) == 2
+        assert f"{name} is missing or has no results; check its name" in capsys.readouterr().err
 
 
 def test_a_file_without_such_a_case_is_named(script, tmp_path, capsys):
