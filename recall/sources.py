@@ -13,7 +13,8 @@ import csv
 import hashlib
 import json
 import string
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -88,9 +89,7 @@ class PathSource(Mapped):
     """A .jsonl, .csv or .parquet file, parted by a hash of each prompt, or a folder with one .jsonl file a split."""
 
     path: Path
-    sha256: str | None = Field(
-        None, description="of the file; with it, a changed file is refused until this is changed too"
-    )
+    sha256: str | None = Field(None, description="of the file; a changed file is refused until this is changed too")
     shares: dict[Split, float] = Field(dict(SHARES), description="how a single file is parted; sums to 1")
 
     @model_validator(mode="after")
@@ -200,14 +199,24 @@ def _records(file: Path) -> Iterator[dict[str, Any]]:
             for number, line in enumerate(json_lines(file), start=1):
                 yield _json_record(line, f"{file}, row {number}")
         elif file.suffix == ".csv":
-            with file.open(encoding="utf-8", newline="") as lines:
-                yield from csv.DictReader(lines)
+            yield from _csv_records(file)
         elif file.suffix == ".parquet":
             yield from _parquet_records(file)
         else:
             raise BadInput(f"{file} is no .jsonl, .csv or .parquet file; convert it to one")
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise BadInput(f"{file} cannot be read ({one_line(error)}); check learning_tasks.*.source.path") from error
+
+
+def _csv_records(file: Path) -> Iterator[dict[str, Any]]:
+    # Excel begins UTF-8 with a byte-order mark, which would be part of the first column's name.
+    with file.open(encoding="utf-8-sig", newline="") as lines:
+        for number, record in enumerate(csv.DictReader(lines), start=1):
+            if None in record:  # where DictReader puts what the header has no column for
+                raise BadInput(
+                    f"{file}, row {number}: more values than the header has columns; put quotes round text with commas"
+                )
+            yield record
 
 
 def _parquet_records(file: Path) -> list[dict[str, Any]]:
@@ -234,14 +243,16 @@ def _json_record(line: str, where: str) -> dict[str, Any]:
 def _to_row(record: Mapping[str, Any], source: HubSource | PathSource, spec: TaskSpec, number: str, where: str) -> Row:
     try:
         row = _mapped(record, source, number)
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
+    except KeyError as error:
         columns = ", ".join(map(str, record))
         raise BadInput(f"{where}: the templates ask for {error}, and the record has {columns}") from error
-    except ValidationError as error:
+    except ValidationError as error:  # a ValueError too, so before it
         problem = error.errors()[0]
         raise BadInput(
             f"{where}: {'.'.join(map(str, problem['loc']))}: {problem['msg'].removeprefix('Value error, ')}"
         ) from error
+    except (ValueError, IndexError, TypeError, AttributeError) as error:
+        raise BadInput(f"{where}: a template does not fit the record ({one_line(error)}); correct either") from error
     allowed = answers(row, spec)
     if allowed and row.target not in allowed:
         raise BadInput(f"{where}: target {row.target!r} is not one of {', '.join(allowed)}; map it with target_names")
@@ -251,15 +262,26 @@ def _to_row(record: Mapping[str, Any], source: HubSource | PathSource, spec: Tas
 def _mapped(record: Mapping[str, Any], source: HubSource | PathSource, number: str) -> Row:
     if source.prompt is None:
         return Row.model_validate({"id": number} | dict(record))
-    references = _references(record, source)
-    target = source.target.format_map(record) if source.target is not None else references[0]
+    fill, references = _Formatter().vformat, _references(record, source)
+    target = fill(source.target, (), record) if source.target is not None else references[0]
     return Row(
         id=number,
-        prompt=source.prompt.format_map(record),
+        prompt=fill(source.prompt, (), record),
         target=source.target_names.get(target, target).strip(),
         references=references if len(references) > 1 else [],
-        choices=[choice.format_map(record) for choice in source.choices],
+        choices=[fill(choice, (), record) for choice in source.choices],
     )
+
+
+class _Formatter(string.Formatter):
+    """Fills templates as `str.format` does, but refuses a field without a value, which that writes as None."""
+
+    def get_field(self, field_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        with suppress(TypeError):  # a part of None, or of a number
+            found = super().get_field(field_name, args, kwargs)
+            if found[0] is not None:
+                return found
+        raise ValueError(f"{field_name} has no value")
 
 
 def _references(record: Mapping[str, Any], source: HubSource | PathSource) -> list[str]:
@@ -268,6 +290,8 @@ def _references(record: Mapping[str, Any], source: HubSource | PathSource) -> li
         return []
     found: Any = record
     for part in source.references.split("."):
-        found = found[part]
+        found = None if found is None else found[part]
+    if not isinstance(found, list) or None in found:
+        raise ValueError(f"references {source.references} needs a list without nulls and is {found!r}")
     right = list(dict.fromkeys(str(answer) for answer in found))
     return right or ([source.no_answer] if source.no_answer is not None else [])

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -19,8 +19,9 @@ from safetensors.torch import save_file
 
 from recall.base_model import bring
 from recall.encoding import encode
-from recall.errors import BadInput
+from recall.errors import BadInput, Failed
 from recall.loading import load_tokenizer
+from recall.prepare import new_folder
 from recall.settings import BaseModelSettings
 
 
@@ -109,10 +110,43 @@ def test_texts_begin_with_the_token_for_that_where_the_gguf_says_so(tmp_path: Pa
     assert 0 not in [*whole.answers[0], *cut.answers[0]], "an answer goes on, it does not begin"
 
 
+@pytest.mark.parametrize(
+    "damaged", [b"", b"<html>no GGUF</html>", b"GGUF", None], ids=["empty", "another file", "cut short", "cut in half"]
+)
+def test_a_member_that_is_no_whole_gguf_is_bad_input(tmp_path: Path, damaged: bytes | None) -> None:
+    settings, whole = a_wheel_with_a_gguf(tmp_path), (tmp_path / "tiny.gguf").read_bytes()
+    with zipfile.ZipFile(tmp_path / "llm_tiny-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("llm_tiny/tiny.gguf", whole[: len(whole) // 2] if damaged is None else damaged)
+    with pytest.raises(BadInput, match=r"llm_tiny/tiny\.gguf in llm_tiny-1.* cannot be read as a model \(.*base_model"):
+        bring(settings, tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda whole: b"", lambda whole: whole[: len(whole) // 2], lambda whole: whole[:2000] + b"damage" + whole[2006:]],
+)
+def test_a_damaged_wheel_is_bad_input(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    settings, wheel = a_wheel_with_a_gguf(tmp_path), tmp_path / "llm_tiny-1.0-py3-none-any.whl"
+    wheel.write_bytes(damage(wheel.read_bytes()))
+    with pytest.raises(BadInput, match=r"llm_tiny-1.* is no wheel or a damaged one \(.*fetch it again"):
+        bring(settings, tmp_path, tmp_path)
+
+
+def test_a_model_that_cannot_be_written_ends_in_the_systems_own_reason(tmp_path: Path) -> None:
+    settings, out = a_wheel_with_a_gguf(tmp_path), tmp_path / "base_model"
+    with pytest.raises(Failed, match=r"base_model was not made \(.*Is a directory\)$"), new_folder(out) as folder:
+        (folder / "model.safetensors").mkdir()  # in the way of the weights
+        bring(settings, tmp_path, folder)
+    assert not out.exists()
+
+
 class Hub(BaseHTTPRequestHandler):
-    """A hub that answers as the real one does for a model, or a revision, that it does not have."""
+    """A hub that answers as the real one does for a model, or a revision, that it does not have, or hangs up."""
 
     def do_GET(self) -> None:
+        if "/no/answer" in self.path:
+            self.connection.close()
+            return
         self.send_response(404)
         self.send_header("X-Error-Code", "RevisionNotFound" if "/some/model/" in self.path else "RepoNotFound")
         self.send_header("Content-Length", "0")
@@ -141,3 +175,8 @@ def test_an_unknown_hub_model_or_revision_is_bad_input(hub: None, tmp_path: Path
     settings = BaseModelSettings(hub=name, revision="0123456789")
     with pytest.raises(BadInput, match=f"base model {name} at revision 0123456789 does not exist"):
         bring(settings, tmp_path, tmp_path)
+
+
+def test_a_hub_that_hangs_up_is_a_failure_and_not_bad_input(hub: None, tmp_path: Path) -> None:
+    with pytest.raises(Failed, match=r"base model no/answer could not be fetched: Server disconnected"):
+        bring(BaseModelSettings(hub="no/answer", revision="0123456789"), tmp_path, tmp_path)

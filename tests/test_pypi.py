@@ -30,6 +30,12 @@ def test_a_download_with_another_hash_fails(tmp_path: Path) -> None:
             shutil.rmtree(tmp_path / "out")
 
 
+@pytest.mark.parametrize("requirement", ["a", "a==", "==1", "a==1==2", "a===1"])
+def test_a_requirement_that_pins_no_one_version_is_bad_input(tmp_path: Path, requirement: str) -> None:
+    with pytest.raises(BadInput, match=rf"requirement {requirement} is not NAME==VERSION"):
+        pypi.downloaded(tmp_path, requirement)
+
+
 def test_one_of_several_pinned_files_is_fetched_alone_and_only_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

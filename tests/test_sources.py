@@ -161,6 +161,9 @@ def test_a_wrong_source_is_one_sentence_that_names_the_setting(source: dict[str,
         ("a.jsonl", b"[1]\n", "row 1: list found where an object with columns is needed"),
         ("a.csv", b"text,stars\na,3\n", "row 1: target '3' is not one of bad, good; map it with target_names"),
         ("a.csv", b"text,stars\n\xff,1\n", "cannot be read"),
+        ("a.csv", b"text,stars\na,1\nb, and c,5\n", "a.csv, row 2: more values than the header has columns"),
+        ("a.csv", b"text,stars\na,1\nb\n", "a.csv, row 2: a template does not fit the record (stars has no value)"),
+        ("a.jsonl", b'\xef\xbb\xbf{"text": "a", "stars": "1"}\n', "a.jsonl, row 1: not JSON (Unexpected UTF-8 BOM"),
         ("a.parquet", b"no parquet", "is not a Parquet file"),
         ("a.xls", b"", "no .jsonl, .csv or .parquet file"),
     ],
@@ -170,6 +173,55 @@ def test_a_malformed_record_is_named_by_file_and_row(tmp_path: Path, name: str, 
     with pytest.raises(BadInput) as error:
         load_rows("reviews", spec({"path": str(tmp_path / name), **TEMPLATES}), tmp_path)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_a_null_is_refused_where_a_template_uses_its_column_and_nowhere_else(tmp_path: Path, suffix: str) -> None:
+    file = tmp_path / "reviews.jsonl"
+    file.write_text('{"text": "fine", "stars": "5", "by": null}\n{"text": "good", "stars": null, "by": "Ada"}\n')
+    if suffix == ".parquet":
+        records = [json.loads(line) for line in file.read_text().splitlines()]
+        file = file.with_suffix(suffix)
+        datasets.Dataset.from_list(records).to_parquet(file)
+    with pytest.raises(BadInput, match=rf"reviews{suffix}, row 2: .*\(stars has no value\)"):
+        load_rows("reviews", spec({"path": str(file), **TEMPLATES}), tmp_path)
+    rows = load_rows("reviews", spec({"path": str(file), **TEMPLATES, "target": "5"}), tmp_path)
+    assert sum(len(rows[split]) for split in SPLITS) == 2
+
+
+@pytest.mark.parametrize(
+    ("record", "templates", "message"),
+    [
+        (
+            {"a": {"text": ["A", None]}},
+            {"references": "a.text"},
+            "a.text needs a list without nulls and is ['A', None]",
+        ),
+        ({"a": {"text": None}}, {"references": "a.text"}, "references a.text needs a list without nulls and is None"),
+        ({"a": None}, {"references": "a.text"}, "references a.text needs a list without nulls and is None"),
+        ({"a": "Ada"}, {"references": "a"}, "references a needs a list without nulls and is 'Ada'"),
+        ({"a": None}, {"target": "{a[text]}"}, "a[text] has no value"),
+        ({"a": ["Ada", None]}, {"target": "{a[0]}", "choices": ["{a[0]}", "{a[1]}"]}, "a[1] has no value"),
+        ({"a": "3"}, {"target": "{a:.1f}"}, "Unknown format code 'f' for object of type 'str'"),
+    ],
+)
+def test_a_value_that_no_template_can_use_is_named(
+    tmp_path: Path, record: dict[str, Any], templates: dict[str, Any], message: str
+) -> None:
+    file = tmp_path / "qa.jsonl"
+    file.write_text(json.dumps({"q": "who"} | record) + "\n")
+    task = spec({"path": str(file), "prompt": "{q}?", **templates}, kind="generation", metric="chrf", labels=None)
+    with pytest.raises(BadInput) as error:
+        load_rows("qa", task, tmp_path)
+    assert "qa.jsonl, row 1: a template does not fit the record (" in str(error.value)
+    assert message in str(error.value)
+
+
+def test_a_csv_file_that_excel_saved_has_its_first_column(tmp_path: Path) -> None:
+    file = reviews(tmp_path, ".csv")
+    plain = load_rows("reviews", spec({"path": str(file), **TEMPLATES}), tmp_path)
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert load_rows("reviews", spec({"path": str(file), **TEMPLATES}), tmp_path) == plain
 
 
 def test_a_prepared_folder_can_be_a_source_again(tmp_path: Path) -> None:
