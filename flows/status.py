@@ -1,4 +1,4 @@
-"""Where a stream stands: what was taken in, where the aliases are, what the gates and audits said, and the ledger."""
+"""Where a stream stands: its versions, where the aliases are, what the gates and audits said, and the ledger."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class VersionRow(Frozen):
 
 
 class Status(Frozen):
-    """Where a stream stands. `differences` are aliases that are not where the ledger says, `faults` what is wrong with
-    the ledger itself."""
+    """Where a stream stands. `not_taken_in` has no version at all, be it of earlier data or settings or a draft;
+    `differences` are aliases that are not where the ledger says, `faults` what is wrong with the ledger itself."""
 
     stream: str
     learning_tasks: list[str]
@@ -96,7 +96,10 @@ def sentences(status: Status) -> list[str]:
         return [*told, f"{status.stream} has no version yet; make one with `recall run`"]
     count = len(status.learning_tasks) - len(status.not_taken_in)
     rest = f"; not yet: {', '.join(status.not_taken_in)}" if status.not_taken_in else ""
-    told.append(f"{count} of {len(status.learning_tasks)} learning tasks taken in{rest}")
+    told.append(
+        f"{count} of {len(status.learning_tasks)} learning tasks have a version, drafts and earlier data counted"
+        f"{rest}; `recall run` makes what is new"
+    )
     champion = f"champion: version {status.champion}" if status.champion else "no champion yet"
     told.append(champion + (f", before it version {status.previous}" if status.previous else ""))
     if not status.ledger and not status.faults:

@@ -15,7 +15,7 @@ from tasks.audit_files import digest_of
 from tasks.audit_net import tried
 from tasks.audit_source import Registered
 from tasks.data_objects import file_at, find, locate
-from tasks.data_versions import repository
+from tasks.data_versions import repository, tracked_by
 from tasks.store import Store
 
 
@@ -111,16 +111,14 @@ def _tracked_link(update: Registered, wanted: Wanted) -> Link:
 
 
 def _tracked_at(commit: str, path: Path) -> str | None:
-    """The hash by which `dvc.lock`, or `<path>.dvc`, tracked a folder at a commit."""
+    """The hash by which `<path>.dvc`, or `dvc.lock`, tracked a folder at a commit."""
     try:
         root = repository(path)
     except BadInput:
         return None
     relative = path.absolute().relative_to(root).as_posix()
-    lock = yaml.safe_load(file_at(commit, root / "dvc.lock") or b"") or {}
-    outs = [out for stage in lock.get("stages", {}).values() for out in stage.get("outs", [])]
-    found = [out["md5"] for out in outs if out["path"] == relative and "md5" in out]
-    if not found:
-        single = yaml.safe_load(file_at(commit, root / f"{relative}.dvc") or b"") or {}
-        found = [out["md5"] for out in single.get("outs", [])]
-    return str(found[0]) if found else None
+    single, lock = (
+        yaml.safe_load(file_at(commit, root / name) or b"") or {} for name in (f"{relative}.dvc", "dvc.lock")
+    )
+    output = tracked_by(relative, single, lock.get("stages", {}).values())
+    return str(output["md5"]) if output else None

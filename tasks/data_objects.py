@@ -15,6 +15,7 @@ from tasks.data_versions import (
     difference,
     dvc,
     file_md5,
+    git,
     object_file,
     remote_url,
     repository,
@@ -96,11 +97,12 @@ def _remove(path: Path) -> None:
 
 def file_at(commit: str, path: Path) -> bytes | None:
     """A file's content at a Git commit; None where the commit, or the file in it, is missing."""
-    top = subprocess.run(["git", "rev-parse", "--show-toplevel"], cwd=path.parent, capture_output=True, text=True)
-    if top.returncode != 0:
+    # The file's own folder may be gone from today's checkout, so Git is asked in the repository's root.
+    root = git(path, "rev-parse", "--show-toplevel")
+    if root is None:
         return None
-    name = path.absolute().resolve().relative_to(Path(top.stdout.strip()).resolve()).as_posix()
-    shown = subprocess.run(["git", "show", f"{commit}:{name}"], cwd=path.parent, capture_output=True)
+    name = path.absolute().resolve().relative_to(Path(root).resolve()).as_posix()
+    shown = subprocess.run(["git", "show", f"{commit}:{name}"], cwd=root, capture_output=True)
     return shown.stdout if shown.returncode == 0 else None
 
 

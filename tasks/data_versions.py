@@ -12,7 +12,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -45,12 +45,10 @@ def check_stages(root: Path = Path()) -> None:
         Failed: an output that was taken in is missing, and cannot be pulled.
     """
     root = repository(root)
-    stages = _lock(root).values()
+    stages = _stages(root)
     read = {dependency["path"] for stage in stages for dependency in stage.get("deps", [])}
     for stage in stages:
-        for path in (
-            Path(os.path.relpath(root / out["path"])) for out in stage.get("outs", []) if out["path"] not in read
-        ):
+        for path in (Path(os.path.relpath(root / out["path"])) for out in stage["outs"] if out["path"] not in read):
             if path.name in taken_in(path.parent):
                 ensure_present(path)
             if path.exists():
@@ -58,7 +56,7 @@ def check_stages(root: Path = Path()) -> None:
 
 
 def tracked_hash(path: Path) -> str:
-    """The hash by which `dvc.lock`, or `<path>.dvc`, tracks a file or folder (a folder's ends in `.dir`).
+    """The hash by which `<path>.dvc`, or `dvc.lock`, tracks a file or folder (a folder's ends in `.dir`).
 
     Raises:
         BadInput: there is no DVC repository here, or it does not track `path`.
@@ -74,8 +72,8 @@ def tracked_hash(path: Path) -> str:
 def recorded_params(path: Path) -> dict[str, Any]:
     """The parameters that the DVC stage which made `path` read, as `dvc.lock` holds them; empty for a `.dvc` file."""
     root = repository(path)
-    for stage in _lock(root).values():
-        if any(out["path"] == _relative(root, path) for out in stage.get("outs", [])):
+    for stage in _stages(root):
+        if any(out["path"] == _relative(root, path) for out in stage["outs"]):
             return dict(stage.get("params", {}).get("params.yaml", {}))
     return {}
 
@@ -134,7 +132,7 @@ def take_in(path: Path) -> str:
     check_links(path)
     root, found = repository(path), working_hash(path)
     target = _relative(root, path)
-    stages = [stage for stage in _lock(root).values() if target in [out["path"] for out in stage.get("outs", [])]]
+    stages = [stage for stage in _stages(root) if target in [out["path"] for out in stage["outs"]]]
     if stages:
         for dependency in stages[0].get("deps", []):
             ensure_present(root / dependency["path"])  # `dvc commit` hashes them too
@@ -203,7 +201,7 @@ def cache_folder(path: Path = Path()) -> Path:
 
 
 def _config(root: Path) -> configparser.ConfigParser:
-    config = configparser.ConfigParser()
+    config = configparser.ConfigParser(interpolation=None)  # DVC takes a % as it stands
     config.read([root / ".dvc" / name for name in ("config", "config.local")], encoding="utf-8")
     return config
 
@@ -243,12 +241,14 @@ def repository(path: Path) -> Path:
 
 def _tracked(path: Path) -> dict[str, Any] | None:
     root = repository(path)
-    outs = [out for stage in _lock(root).values() for out in stage.get("outs", [])]
-    found = [out for out in outs if out["path"] == _relative(root, path) and "md5" in out]
-    file = path.with_name(path.name + ".dvc")
-    if not found and file.is_file():
-        found = _yaml(file).get("outs", [])
-    return dict(found[0]) if found else None
+    file = root / f"{_relative(root, path)}.dvc"
+    return tracked_by(_relative(root, path), _yaml(file) if file.is_file() else {}, _stages(root))
+
+
+def tracked_by(relative: str, single: dict[str, Any], stages: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
+    """The entry that tracks a path, in what its `.dvc` file holds, or else in the stages of `dvc.lock`."""
+    outs = [out for stage in stages for out in stage.get("outs", []) if out["path"] == relative]
+    return next((dict(out) for out in single.get("outs") or outs if "md5" in out), None)
 
 
 def _hold(path: Path) -> None:
@@ -259,10 +259,15 @@ def _hold(path: Path) -> None:
     os.replace(partial, file)
 
 
-def _lock(root: Path) -> dict[str, Any]:
+def _stages(root: Path) -> list[dict[str, Any]]:
+    """The stages in `dvc.lock`, without the outputs that a `.dvc` file tracks now: DVC keeps there what `dvc.yaml` no
+    longer has."""
     file = root / "dvc.lock"
     stages: dict[str, Any] = _yaml(file).get("stages", {}) if file.is_file() else {}
-    return stages
+    return [
+        stage | {"outs": [out for out in stage.get("outs", []) if not (root / f"{out['path']}.dvc").is_file()]}
+        for stage in stages.values()
+    ]
 
 
 def _yaml(file: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from recall.merge_settings import MOMENTS_FILE
 from recall.progress import console
 from tasks import registry
 from tasks.records import UpdateRecord
-from tasks.refs import ArtifactRef, weights_sha256
+from tasks.refs import ArtifactRef, digest, weights_sha256
 from tasks.store import Store
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def register_update(
     identity = {registry.MODEL_KEY: record.model_key, registry.SHA256: weights_sha256(files)}
     lineage_sha256 = sha256(lineage.to_json())
     with store.lock(f"register-{stream}"):
-        run_id = _nested_run(stream, parent_run, record)
+        run_id = _nested_run(stream, parent_run, record, identity[registry.SHA256])
         _log_files(run_id, record, lineage)
         _log_metrics(run_id, record)
         _log_data_sets(run_id, lineage)
@@ -58,13 +58,23 @@ def register_update(
     return RegisteredUpdate(version=version, run_id=run_id, lineage_sha256=lineage_sha256)
 
 
-def _nested_run(stream: str, parent_run: str, record: UpdateRecord) -> str:
-    """The run of this update inside this stream run, whatever state a killed process left it in."""
-    tags = {"mlflow.parentRunId": parent_run, registry.KEY: record.key}
-    started = registry.runs_with(stream, tags)
+def _nested_run(stream: str, parent_run: str, record: UpdateRecord, weights: str) -> str:
+    """The run of this update inside this stream run, whatever state a killed process left it in.
+
+    Under the same key other code, another machine or number of threads may make other weights or scores, and a run
+    keeps those that were logged first: each has a run of its own, and those that were left open are ended.
+    """
+    of_update = {"mlflow.parentRunId": parent_run, registry.KEY: record.key}
+    made = {registry.SHA256: weights, registry.SCORES: digest(record.metrics)}
+    started = registry.runs_with(stream, of_update | made)
+    own = {run.info.run_id for run in started}
+    for run in registry.runs_with(stream, of_update):
+        if run.info.run_id not in own and run.info.status != "FINISHED":
+            _forget_half_logged(stream, run.info.run_id)
+            registry.client().set_terminated(run.info.run_id, "KILLED")
     if started:
         return str(started[0].info.run_id)
-    name = f"update {record.position}: {record.result.learning_task}"
+    name, tags = f"update {record.position}: {record.result.learning_task}", of_update | made
     return str(registry.client().create_run(registry.experiment(stream), tags=tags, run_name=name).info.run_id)
 
 
@@ -136,15 +146,10 @@ def _register_model(stream: str, run_id: str, merged: ArtifactRef, tags: dict[st
     import torch
     import transformers
 
-    logged = registry.client().search_logged_models(
-        [registry.experiment(stream)], filter_string=f"source_run_id = '{run_id}'"
-    )
-    ready = [model for model in logged if model.status == "READY"]
-    for model in logged:
-        if model.status != "READY":
-            _forget_logged_model(model)
-    if ready:
-        uri = ready[0].model_uri
+    _forget_half_logged(stream, run_id)
+    logged = _logged_models(stream, run_id)
+    if logged:
+        uri = logged[0].model_uri
     else:
         versions = {"transformers": transformers.__version__, "torch": torch.__version__.split("+")[0]}
         with mlflow.start_run(run_id=run_id):
@@ -157,11 +162,18 @@ def _register_model(stream: str, run_id: str, merged: ArtifactRef, tags: dict[st
     return str(mlflow.register_model(uri, stream, tags=tags).version)
 
 
-def _forget_logged_model(model: LoggedModel) -> None:
+def _logged_models(stream: str, run_id: str) -> list[LoggedModel]:
+    wanted = f"source_run_id = '{run_id}'"
+    return list(registry.client().search_logged_models([registry.experiment(stream)], filter_string=wanted))
+
+
+def _forget_half_logged(stream: str, run_id: str) -> None:
     """Remove what a killed process, or a full disk, left of a model: its files first, so that none lose their entry."""
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-    repository = get_artifact_repository(model.artifact_location)
-    if repository.list_artifacts():
-        repository.delete_artifacts()
-    registry.client().delete_logged_model(model.model_id)
+    for model in _logged_models(stream, run_id):
+        if model.status != "READY":
+            repository = get_artifact_repository(model.artifact_location)
+            if repository.list_artifacts():
+                repository.delete_artifacts()
+            registry.client().delete_logged_model(model.model_id)

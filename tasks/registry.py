@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 KEY = "recall.update_key"
 MODEL_KEY = "recall.model_key"
 SHA256 = "recall.weights_sha256"
+SCORES = "recall.scores_sha256"
 RUN = "recall.run_id"  # the run with the newest scores of a version
 STREAM_KEY = "recall.stream_key"
 LINEAGE = "recall.lineage_sha256"
@@ -122,7 +123,16 @@ def unfinished_stream_run(stream: str, key: str) -> str | None:
 
 
 def start_stream_run(stream: str, key: str) -> str:
-    """The id of a new parent run."""
+    """The id of a new parent run.
+
+    Those that were left open under other keys are ended: no later run goes on in them. One that another process is
+    still in says FINISHED at its end all the same.
+    """
+    running = runs_with(stream, {}, "RUNNING")
+    left = {run.info.run_id for run in running if run.data.tags.get(STREAM_KEY, key) != key}
+    for other in running:
+        if other.info.run_id in left or other.data.tags.get("mlflow.parentRunId") in left:
+            client().set_terminated(other.info.run_id, "KILLED")
     run = client().create_run(experiment(stream), tags={STREAM_KEY: key}, run_name=f"stream {stream}")
     return str(run.info.run_id)
 

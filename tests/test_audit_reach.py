@@ -74,6 +74,13 @@ def test_data_that_cannot_be_brought_is_unknown_and_the_audit_incomplete(clone):
     assert not refusals("tiny", "2"), "it says nothing against the version"
 
 
+def test_data_whose_folder_is_gone_from_todays_checkout_is_asked_for_at_its_commit(clone):
+    shutil.rmtree("data")
+    report = audit()
+    assert not by_status(report, "failed")
+    assert links(report)["data set names in Git"]["status"] == "ok"
+
+
 def test_a_tampered_file_that_a_check_stumbles_over_fails_that_link_alone(project):
     file = artifact(project, 2, "samples.jsonl")
     file.write_text(file.read_text().replace('"prompt"', '"question"'))

@@ -15,6 +15,7 @@ import pytest
 
 from recall.errors import BadInput, Failed
 from tasks import data_versions
+from tasks.audit_data import _tracked_at
 
 DVC = [sys.executable, "-m", "dvc"]
 STAGE = """
@@ -166,6 +167,35 @@ def test_without_a_default_remote_nothing_is_pushed(project: Path) -> None:
     command(project, *DVC, "remote", "default", "--unset")
     assert data_versions.remote_url(project) is None
     assert data_versions.unpushed([project / "data" / "made"]) == [project / "data" / "made"]
+
+
+def test_a_remotes_address_may_have_a_percent_sign(project: Path) -> None:
+    command(project, *DVC, "remote", "modify", "local", "url", "s3://bucket/my%20data")
+    assert data_versions.remote_url(project) == "s3://bucket/my%20data"
+
+
+def test_a_dvc_file_tracks_what_a_stage_made_that_is_no_more(project: Path) -> None:
+    """DVC keeps the stage's entry in `dvc.lock`; an audit of the commit reads both files alike."""
+    made = project / "data" / "made"
+    before = data_versions.tracked_hash(made)
+    (project / "dvc.yaml").write_text(STAGE.partition("  prepare:")[0])
+    (made / "train.jsonl").write_text("by hand\n")
+    command(project, *DVC, "add", "--quiet", "data/made")
+    assert before in (project / "dvc.lock").read_text()
+    assert data_versions.check_clean(made) == data_versions.working_hash(made) != before
+    assert data_versions.recorded_params(made) == {}
+    (made / "train.jsonl").write_text("and again\n")
+    with pytest.raises(BadInput, match=r"train\.jsonl \(changed\)"):
+        data_versions.check_clean(made)
+    data_versions.check_stages(project)
+    taken = data_versions.take_in(made)
+    assert data_versions.check_clean(made) == taken
+    assert not (project / "data" / "taken_in.txt").exists(), "no stage would make it again"
+    command(project, "git", "add", "--all")
+    command(project, "git", "commit", "--quiet", "--message", "a data set of its own")
+    commit, _ = data_versions.git_commit(project)
+    assert commit is not None
+    assert _tracked_at(commit, made) == taken
 
 
 def test_parameters_of_the_stage_are_those_it_ran_with(project: Path) -> None:

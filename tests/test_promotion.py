@@ -181,7 +181,7 @@ def test_status_shows_versions_aliases_verdicts_audits_and_the_ledger(fresh_regi
     assert json.loads(found["versions"][2]["verdict"])["outcome"] == "fail"
     assert [entry["why"] for entry in found["ledger"]] == ["the first"]
     shown = " ".join(recall("status").output.split())
-    assert "3 of 3 learning tasks taken in" in shown
+    assert "3 of 3 learning tasks have a version, drafts and earlier data counted; `recall run` makes" in shown
     assert "champion: version 1" in shown
     assert "ledger: 1 entry, the chain holds" in shown
 

@@ -3,12 +3,14 @@
 import json
 
 import pytest
+from audited_project import model_file
 from mlflow import MlflowClient
 from promotion_fixture import moved, promoted, recall, status, tags, where
 
 from recall.errors import Failed
 from recall.gates import Verdict
 from tasks import registration, registry
+from tasks.refs import file_sha256
 from tasks.restore import restore
 from tasks.run_files import read_record, read_run_lineage
 from tasks.store import Store
@@ -27,10 +29,21 @@ class Again:
     def register(self, **tags):
         return registration.register_update(self.store, "tiny", self.parent, self.record, self.lineage, tags)
 
+    def use_weights_of(self, version):
+        """As if the same update had come to another version's merged model."""
+        other = read_record("tiny", tags(version)["recall.run_id"]).models["recall"].current
+        models = self.record.models["recall"].model_copy(update={"current": other})
+        self.record = self.record.model_copy(update={"models": {"recall": models}})
+
+    @property
+    def runs(self):
+        experiment = registry.client().get_experiment_by_name("tiny").experiment_id
+        found = registry.client().search_runs([experiment], f"tags.`mlflow.parentRunId` = '{self.parent}'")
+        return sorted(found, key=lambda run: run.info.start_time)
+
     @property
     def run(self):
-        experiment = registry.client().get_experiment_by_name("tiny").experiment_id
-        (found,) = registry.client().search_runs([experiment], f"tags.`mlflow.parentRunId` = '{self.parent}'")
+        (found,) = self.runs
         return found
 
 
@@ -80,6 +93,92 @@ def test_metrics_are_whole_after_a_kill_between_two_batches(fresh_registry, regi
         steps = [[(point.step, point.value) for point in fresh_registry.get_metric_history(run.info.run_id, name)]
                  for run in (again.run, original)]  # fmt: skip
         assert sorted(steps[0]) == sorted(steps[1])
+
+
+@pytest.fixture
+def killed(fresh_registry, registered, monkeypatch):
+    """A registration that was killed once its model was logged, and before there was a version of it."""
+    again = Again(registered, "3", key="another", model_key="another")
+    with monkeypatch.context() as until_then:
+        until_then.setattr("mlflow.register_model", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            again.register()
+    return again
+
+
+def interrupted(*_, **__):
+    raise KeyboardInterrupt
+
+
+def logged_by(again):
+    """Where the models are that a stream run's updates have logged, oldest first."""
+    own = {run.info.run_id for run in again.runs}
+    models = registry.client().search_logged_models([registry.experiment("tiny")])
+    models = sorted(models, key=lambda model: model.creation_timestamp)
+    return [model.model_uri for model in models if model.source_run_id in own]
+
+
+def test_a_killed_registration_goes_on_with_the_model_that_it_logged(killed):
+    (logged,) = logged_by(killed)
+    version = killed.register().version
+    assert registry.version("tiny", version).source == logged
+    assert logged_by(killed) == [logged]
+    assert killed.run.info.status == "FINISHED"
+
+
+def test_other_weights_under_the_same_key_never_get_the_model_of_a_killed_registration(killed, registered):
+    """Other code, threads or another machine: what was logged is another model, and the version says whose it is."""
+    before = killed.run.info.run_id
+    killed.use_weights_of("2")
+    version = registry.version("tiny", killed.register().version)
+    assert version.source == logged_by(killed)[1]
+    assert version.tags[registry.RUN] != before
+    assert version.tags[registry.SHA256] == tags("2")[registry.SHA256]
+    assert file_sha256(model_file(registered, version.version)) == version.tags[registry.SHA256]
+
+
+def test_other_scores_under_the_same_key_are_logged_in_a_run_of_their_own(fresh_registry, registered, monkeypatch):
+    again = Again(registered, "3", key="another")
+    with monkeypatch.context() as until_then:
+        until_then.setattr(MlflowClient, "log_inputs", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            again.register()
+    before = again.run.info.run_id
+    again.record = again.record.model_copy(update={"scores": {"recall": again.record.scores["recall"] | {"names": 2}}})
+    again.register()
+    other, found = again.runs
+    assert (other.info.run_id, other.info.status) == (before, "KILLED")
+    assert found.info.status == "FINISHED"
+    assert found.data.metrics["recall/names"] == 2 == read_record("tiny", found.info.run_id).scores["recall"]["names"]
+    assert tags("3")[registry.RUN] == found.info.run_id
+
+
+def test_a_run_that_a_version_points_to_is_never_written_over_by_other_weights(fresh_registry, registered):
+    """A stream run that was killed in a later update and goes on with --recompute, by newer code."""
+    again = Again(registered, "2", key="another")
+    version = again.register().version
+    run = tags(version)[registry.RUN]
+    again.use_weights_of("3")
+    assert again.register().version != version
+    assert tags(version)[registry.RUN] == run
+    assert read_record("tiny", run).models["recall"].current != again.record.models["recall"].current
+
+
+def test_a_stream_run_that_was_left_open_is_ended_once_the_settings_have_changed(fresh_registry, registered):
+    """One that failed or was killed goes on under the same key; under another nobody ever comes back to it."""
+    left = Again(registered, "3", key="another")
+    experiment = registry.experiment("tiny")
+    nested = fresh_registry.create_run(experiment, tags={"mlflow.parentRunId": left.parent}).info.run_id
+    by_hand = fresh_registry.create_run(experiment).info.run_id
+    assert registry.unfinished_stream_run("tiny", "another") == left.parent
+    changed = registry.start_stream_run("tiny", "changed")
+    beside = registry.start_stream_run("tiny", "changed")
+    status = {run: fresh_registry.get_run(run).info.status for run in (left.parent, nested, by_hand, changed, beside)}
+    assert status == {
+        left.parent: "KILLED", nested: "KILLED", by_hand: "RUNNING", changed: "RUNNING", beside: "RUNNING",
+    }  # fmt: skip
+    registry.finish_stream_run(left.parent, {}, [])
+    assert fresh_registry.get_run(left.parent).info.status == "FINISHED", "it was another process's, still at work"
 
 
 @pytest.fixture
