@@ -12,7 +12,7 @@ from recall.cautions import cautions
 from recall.continual_metrics import all_metrics
 from recall.learning_tasks import count_rows
 from recall.markdown import escaped
-from recall.report import write_report
+from recall.report import render
 from recall.results import StreamResult
 from recall.standings import headings, points, summary_rows
 from recall.summary import to_json, write_metric_files
@@ -26,13 +26,15 @@ def publish_outputs(stream: Stream, result: StreamResult, parent_run: str | None
     """Write `reports/`, Prefect's artifacts, and for new updates MLflow's parent run too; returns the JSON."""
     report = REPORTS / "report.html"
     test_rows = {name: count_rows(stream.settings.task_folder(name) / "test.jsonl") for name in result.metrics}
-    write_report(result, report, test_rows)
+    # Logged as they are made: another stream of this folder may write its own over the files meanwhile.
+    texts = {"report.html": render(result, test_rows), "result.json": result.model_dump_json(indent=1)}
+    for name, text in texts.items():
+        write_text(REPORTS / name, text)
     write_metric_files(result, REPORTS)
-    write_text(REPORTS / "result.json", result.model_dump_json(indent=1))
     shown = to_json(result, report, test_rows)
     _prefect_artifacts(result, [outcome(stream, result), str(shown["verdict"]), *cautions(result)])
     if parent_run is not None:
-        registry.finish_stream_run(parent_run, _final_metrics(result), [report, REPORTS / "result.json"])
+        registry.finish_stream_run(parent_run, _final_metrics(result), texts)
     return {
         "summary": shown,
         "result": result.model_dump(mode="json"),

@@ -147,13 +147,13 @@ def newest_stream_run(stream: str) -> str | None:
     return str(found[0].info.run_id) if found else None
 
 
-def finish_stream_run(run_id: str, metrics: dict[str, float], files: list[Path]) -> None:
-    """Log what the whole stream came to, and close the parent run."""
+def finish_stream_run(run_id: str, metrics: dict[str, float], texts: dict[str, str]) -> None:
+    """Log what the whole stream came to, `texts` by their files' names, and close the parent run."""
     from mlflow.entities import Metric
 
     client().log_batch(run_id, metrics=[Metric(name, value, now_ms(), 0) for name, value in metrics.items()])
-    for file in files:
-        client().log_artifact(run_id, str(file))
+    for name, text in texts.items():
+        client().log_text(run_id, text, name)
     client().set_terminated(run_id, "FINISHED")
 
 

@@ -177,7 +177,7 @@ def test_a_stream_run_that_was_left_open_is_ended_once_the_settings_have_changed
     assert status == {
         left.parent: "KILLED", nested: "KILLED", by_hand: "RUNNING", changed: "RUNNING", beside: "RUNNING",
     }  # fmt: skip
-    registry.finish_stream_run(left.parent, {}, [])
+    registry.finish_stream_run(left.parent, {}, {})
     assert fresh_registry.get_run(left.parent).info.status == "FINISHED", "it was another process's, still at work"
 
 
