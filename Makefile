@@ -10,10 +10,12 @@ export PATH := $(BIN):$(PATH)
 RESULTS := default-all default-more-rows default-even default-stream default-stream-gpu default-stream-rank-64 default-single real-three real-independent real-five \
 	real-five-stream real-five-cpu real-five-gpu real-five-gpu-first real-six real-six-all default-gemma \
 	default-independent default-independent-response default-independent-experts default-independent-with-and-without-base real-stream validation-independent \
-	validation-independent-5-samples validation-independent-200-samples validation-independent-response validation-independent-three-seeds validation-stream validation-stream-rank-64
+	validation-independent-5-samples validation-independent-200-samples validation-independent-response validation-independent-three-seeds validation-stream validation-stream-rank-64 validation-stream-three-seeds
 
 # Of these, the cases in which merges by moments are set against each other method, all files together.
 POOLED := default-all default-more-rows default-stream default-stream-gpu real-five-gpu real-five-cpu real-six real-six-all
+# Those in which old rows, which none of these keeps, are replayed beside RegMean.
+REPLAYED := default-all default-stream real-five-gpu real-five-stream
 
 .PHONY: setup data run results test test-examples test-slow test-nightly test-server chaos lint types check clean
 
@@ -51,6 +53,8 @@ results: setup
 		--theirs regmean --out docs/results/pooled.md
 	python benchmarks/pooled_cases.py $(POOLED:%=docs/results/%.jsonl) --ours "recall_moments merging.hold=10" \
 		--out docs/results/pooled-held.md
+	python benchmarks/pooled_cases.py $(REPLAYED:%=docs/results/%.jsonl) --ours replay --theirs regmean \
+		--out docs/results/pooled-replay.md
 	python benchmarks/pooled_cases.py $(POOLED:%=docs/results/%.jsonl) --ours recall_moments \
 		--out docs/results/pooled-moments.md
 

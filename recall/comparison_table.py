@@ -27,7 +27,7 @@ def table(summary: SettingSummary) -> Table:
         f"the last columns: {ours} minus the method with its interval, * where that leaves out zero; cases won : lost",
         caption_justify="left",
     )
-    shown.add_column("")
+    shown.add_column("", overflow="fold")  # cut short, two values of one setting would look alike
     for name in columns(summary):
         metric = summary.metrics.get(name, "")
         shown.add_column(escape(f"{name}\n{metric}".strip()), justify="right")

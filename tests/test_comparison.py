@@ -1,9 +1,12 @@
 """Statistics of a comparison: against cases worked out by hand, the metrics of a stream, and the gates' bootstrap."""
 
+from io import StringIO
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 from recall.comparison import compare_lines
 from recall.comparison_line import Line, append, mend, read_lines
@@ -220,6 +223,17 @@ def test_the_sentence_says_who_won_and_whether_chance_may_explain_it(ours, words
     assert "; the base model is above RECALL there, at 99.0" in sentence(found)
     assert "base model" not in sentence(summary(lines))
     assert table(found).row_count == 3
+
+
+def test_values_of_one_setting_are_told_apart_however_narrow_the_table():
+    changed = [
+        line("recall", rows=[dict.fromkeys([*TASKS, *NEW], answers(50, 100))], vary_key="update.pool", vary_value=value)
+        for value in ("experts", "all")
+    ]
+    console = Console(width=60, record=True, file=StringIO())
+    console.print(table(summary([line("recall", rows=[dict.fromkeys([*TASKS, *NEW], answers(50, 100))]), *changed])))
+    first = "".join(row.split("│")[1].strip() for row in console.export_text().splitlines() if row.count("│") > 1)
+    assert first == "RECALLRECALLupdate.pool=expertsRECALLupdate.pool=all"
 
 
 def test_another_method_than_recall_may_be_set_against_the_others():
