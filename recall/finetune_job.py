@@ -50,7 +50,7 @@ def _run(given: argparse.Namespace) -> None:
         if os.environ.get("RANK", "0") == "0":
             partial.rename(given.out)
             if given.work is None:
-                shutil.rmtree(work)
+                shutil.rmtree(work, ignore_errors=True)  # OUT is made, whatever becomes of this
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise Failed(f"{given.out} was not made ({error}); the same command goes on from {work}") from error

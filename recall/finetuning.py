@@ -299,8 +299,12 @@ def _last_complete(work: Path, digest: str) -> Path | None:
 
 def _files(folder: Path) -> dict[str, str]:
     """Every file's SHA-256: what was altered since is not handed to `torch.load`, whose format is a pickle."""
-    files = [path for path in sorted(folder.iterdir()) if not path.name.startswith(MARKER)]
-    return {path.name: sha256(path.read_bytes()).hexdigest() for path in files}
+    found = {}
+    for path in sorted(folder.iterdir()):
+        if not path.name.startswith(MARKER):
+            with path.open("rb") as file:
+                found[path.name] = file_digest(file, "sha256").hexdigest()
+    return found
 
 
 def _digest(start: Checkpoint, rows: list[Row], settings: FinetuningSettings, keep: Consolidation | Hold | None) -> str:
