@@ -14,7 +14,7 @@ RESULTS := default-all default-more-rows default-even default-stream default-str
 
 # Of these, the cases in which merges by moments are set against each other method, all files together.
 POOLED := default-all default-more-rows default-stream default-stream-gpu real-five-gpu real-five-cpu real-six real-six-all
-# Those in which old rows, which none of these keeps, are replayed beside RegMean.
+# Those in which old rows, which none of these keeps, are replayed beside RegMean; no case twice on one kind of machine.
 REPLAYED := default-all default-stream real-five-gpu real-five-stream
 
 .PHONY: setup data run results test test-examples test-slow test-nightly test-server chaos lint types check clean

@@ -27,7 +27,7 @@ from flows.comparison_jobs import MADE, Missing, make_at_once
 from flows.comparison_lines import identity, make_line
 from flows.continual_update import begin
 from flows.orphans import untagged_tasks
-from flows.preflight import Inputs, check_inputs, check_model, check_samples
+from flows.preflight import Inputs, check_context, check_inputs, check_model, check_samples
 from flows.stream_state import Stream, open_stream
 from recall.comparison import compare_lines
 from recall.comparison_line import Line, append, check_writable, mend, read_lines
@@ -115,8 +115,9 @@ def make_one(
     for case, keys in asked.wanted.items():
         for one, key in keys.items():
             if key == only.key:
-                with stages(asked):
-                    _make(asked, case, one)
+                if all(line.key != key for line in read_lines(options.results)):
+                    with stages(asked):
+                        _make(asked, case, one)
                 return Completed(message=f"{only} is in {options.results}")
     raise BadInput(f"{only}: settings or data have changed since the comparison began; run the same again")
 
@@ -151,7 +152,7 @@ def _make(asked: Asked, case: Case, contender: Contender) -> Line:
 
 def of_two_types(lines: list[Line]) -> str:
     """A clause where machines that calculate in different types made the lines, whose differences may be theirs."""
-    types = sorted({str(line.machine["dtype"]) for line in lines if "dtype" in line.machine})
+    types = sorted({str(line.machine.get("dtype", "a type not recorded")) for line in lines})
     return f"; made in {' and '.join(types)}, so part of a difference may be the machines'" if len(types) > 1 else ""
 
 
@@ -173,6 +174,7 @@ def check_comparison(
             read_rows(settings.task_folder(name) / "validation.jsonl", settings.learning_tasks[name])
     for changed in variants.values():
         check_samples(changed)
+        check_context(changed)
         if changed.finetuning.lora != settings.finetuning.lora or changed.merging.hold:
             check_model(changed)
     return inputs

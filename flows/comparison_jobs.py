@@ -59,7 +59,7 @@ def make_at_once(missing: list[Missing], jobs: int, arguments: dict[str, Any], l
     this process's Prefect server. Where one fails the others go on, unless `jobs` have failed and none is made.
 
     Args:
-        arguments: those of the flow `compare`, as JSON has them.
+        arguments: those of the flow `make_one` but for the result, as JSON has them.
         logs: the folder for what each says; the log of one that did what it should is removed.
 
     Raises:

@@ -62,7 +62,10 @@ def merge(
     no_check: Annotated[
         bool, typer.Option("--no-check", help="leave out the merged model's perplexity on the samples")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="show layers, sizes and memory; write nothing")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="show layers, sizes and memory of a merge into full weights; write nothing"),
+    ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:

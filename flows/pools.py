@@ -42,7 +42,7 @@ def heldout(stream: Stream) -> dict[str, TextFileRef]:
 
 def typical(stream: Stream, label: str, expert: FinetunedRef, train: SplitRef) -> SamplesRef:
     """Stage 3, for whichever method needs an expert's typical samples."""
-    # What a file holds counts, and not where it lies.
+    # In the stage's key what a file holds counts, and not where it lies.
     settings = stream.settings.sampling.model_copy(update={"file": None})
     return cluster(stream.store, label, expert=expert, train=train, settings=settings, **heldout(stream))
 

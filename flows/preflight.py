@@ -12,7 +12,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
-from recall.checkpoints import Checkpoint, check_architecture, check_checkpoint, context_length
+from recall.checkpoints import Checkpoint, check_architecture, check_checkpoint
+from recall.context_length import positions
 from recall.errors import BadInput
 from recall.learning_tasks import check_learning_task, json_lines
 from recall.prompts import read_samples
@@ -53,7 +54,7 @@ def check_inputs(settings: Settings, take_in: list[str], meanwhile: Callable[[],
     for folder in folders.values():
         data_versions.ensure_present(folder)
     check_checkpoint(settings.base_folder)
-    _check_context(settings)
+    check_context(settings)
     model_known = _model_checked(settings)
     if not model_known.is_file():
         check_model(settings)
@@ -106,15 +107,15 @@ def _draft_reasons(folders: dict[str, Path]) -> tuple[str | None, tuple[str, ...
     return commit, tuple(reasons)
 
 
-def _check_context(settings: Settings) -> None:
-    """A longer text than the base model has positions for would end in an index error, or be read wrongly."""
-    limit = context_length(Checkpoint(settings.base_folder))
+def check_context(settings: Settings) -> None:
+    """Raise BadInput where texts may be longer than the base model has positions for, an index error hours later."""
+    limit = positions(Checkpoint(settings.base_folder))
     for section in ("finetuning", "sampling", "representations", "evaluation"):
         asked = getattr(settings, section).max_tokens
         if limit is not None and asked > limit:
             raise BadInput(
-                f"{section}.max_tokens is {asked}, but the base model in {settings.base_folder} reads {limit}; set it "
-                f"to {limit} or less"
+                f"{section}.max_tokens is {asked}, but the base model in {settings.base_folder} has {limit} positions; "
+                f"set it to {limit} or less"
             )
 
 

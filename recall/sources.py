@@ -14,7 +14,6 @@ import hashlib
 import json
 import string
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +62,9 @@ class Mapped(BaseModel):
         if self.prompt is not None and self.target is None and self.references is None:
             raise ValueError("a prompt template needs a target template or a references column beside it")
         for template in (self.prompt, self.target, *self.choices):
-            list(string.Formatter().parse(template or ""))  # raises ValueError on a lone brace
+            fields = [name for _, name, _, _ in string.Formatter().parse(template or "") if name is not None]
+            if any(not name or name[0].isdigit() for name in fields):  # parse raises ValueError on a lone brace
+                raise ValueError(f"template {template!r} has a field without a column's name; write {{column}}")
         return self
 
 
@@ -212,7 +213,8 @@ def _csv_records(file: Path) -> Iterator[dict[str, Any]]:
     # Excel begins UTF-8 with a byte-order mark, which would be part of the first column's name.
     with file.open(encoding="utf-8-sig", newline="") as lines:
         for number, record in enumerate(csv.DictReader(lines), start=1):
-            if None in record:  # where DictReader puts what the header has no column for
+            # Where DictReader puts what the header has no column for; Excel ends rows in empty ones.
+            if any(record.pop(None, [])):
                 raise BadInput(
                     f"{file}, row {number}: more values than the header has columns; put quotes round text with commas"
                 )
@@ -263,7 +265,12 @@ def _mapped(record: Mapping[str, Any], source: HubSource | PathSource, number: s
     if source.prompt is None:
         return Row.model_validate({"id": number} | dict(record))
     fill, references = _Formatter().vformat, _references(record, source)
-    target = fill(source.target, (), record) if source.target is not None else references[0]
+    if source.target is None:
+        target = references[0]
+    elif "None" in source.target_names:
+        target = source.target.format_map(record)
+    else:
+        target = fill(source.target, (), record)
     return Row(
         id=number,
         prompt=fill(source.prompt, (), record),
@@ -277,11 +284,15 @@ class _Formatter(string.Formatter):
     """Fills templates as `str.format` does, but refuses a field without a value, which that writes as None."""
 
     def get_field(self, field_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        with suppress(TypeError):  # a part of None, or of a number
+        try:
             found = super().get_field(field_name, args, kwargs)
-            if found[0] is not None:
-                return found
-        raise ValueError(f"{field_name} has no value")
+        except (TypeError, AttributeError) as error:
+            if "NoneType" not in str(error):
+                raise
+            found = None, field_name
+        if found[0] is None:
+            raise ValueError(f"{field_name} has no value")
+        return found
 
 
 def _references(record: Mapping[str, Any], source: HubSource | PathSource) -> list[str]:
@@ -294,4 +305,6 @@ def _references(record: Mapping[str, Any], source: HubSource | PathSource) -> li
     if not isinstance(found, list) or None in found:
         raise ValueError(f"references {source.references} needs a list without nulls and is {found!r}")
     right = list(dict.fromkeys(str(answer) for answer in found))
+    if not right and source.no_answer is None and source.target is None:
+        raise ValueError(f"references {source.references} is empty, for which no_answer has to say the target")
     return right or ([source.no_answer] if source.no_answer is not None else [])

@@ -47,9 +47,8 @@ def weights(similarities_LK: np.ndarray, temperature: float = 1.0, alignment_thr
     # A cosine may be negative: without a threshold such a model stays too.
     stays_LK = (similarities_LK >= alignment_threshold) | (alignment_threshold == 0)
     stays_LK[:, -1] = True
-    staying_LK = np.where(stays_LK, similarities_LK, -np.inf)
-    with np.errstate(over="ignore"):  # a temperature near 0 has all but the most alike at -inf
-        exponentials_LK = np.exp((staying_LK - staying_LK.max(axis=1, keepdims=True)) / temperature)
+    logits_LK = np.where(stays_LK, similarities_LK / temperature, -np.inf)
+    exponentials_LK = np.exp(logits_LK - logits_LK.max(axis=1, keepdims=True))
     return np.asarray(exponentials_LK / exponentials_LK.sum(axis=1, keepdims=True))
 
 

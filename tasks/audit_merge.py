@@ -48,7 +48,8 @@ def other_machine(recorded: dict[str, Any] | None, here: dict[str, Any]) -> str 
     """
     if recorded is None:
         return "the machine was not recorded"
-    recorded = {"dtype": here.get("dtype")} | recorded  # what was recorded before that was does not say
+    # Records from before the type was one of their fields say nothing against this machine's.
+    recorded = {"dtype": here.get("dtype")} | recorded
     changes = [
         f"{name} {here.get(name)}, not {recorded.get(name)}" for name in MACHINE if here.get(name) != recorded.get(name)
     ]

@@ -51,7 +51,7 @@ def _read_by_the_expert(
                 model,
                 tokenizer,
                 settings.generated,
-                max_new_tokens=min(settings.max_tokens, GENERATED_TOKENS) - 1,
+                max_new_tokens=max(min(settings.max_tokens, GENERATED_TOKENS) - 1, 1),
                 batch_size=settings.batch_size,
                 seed=settings.seed,
             )

@@ -117,16 +117,16 @@ def find_update(stream: str, key: str) -> UpdateRecord | None:
 
 
 def unfinished_stream_run(stream: str, key: str) -> str | None:
-    """The parent run that a killed process left open, or None."""
-    runs = runs_with(stream, {STREAM_KEY: key}, "RUNNING")
+    """The parent run that a process left unfinished, or None."""
+    runs = [run for run in runs_with(stream, {STREAM_KEY: key}) if run.info.status in ("RUNNING", "KILLED")]
     return str(runs[0].info.run_id) if runs else None
 
 
 def start_stream_run(stream: str, key: str) -> str:
     """The id of a new parent run.
 
-    Those that were left open under other keys are ended: no later run goes on in them. One that another process is
-    still in says FINISHED at its end all the same.
+    Those that were left open under other keys say KILLED from now on. A run with that key again goes on in its own
+    (`unfinished_stream_run`), and one that another process is still in says FINISHED at its end all the same.
     """
     running = runs_with(stream, {}, "RUNNING")
     left = {run.info.run_id for run in running if run.data.tags.get(STREAM_KEY, key) != key}

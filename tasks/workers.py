@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from prefect_dask.task_runners import DaskTaskRunner
 
 SECONDS_TO_CONNECT = 20
+# What the workers have to have in common, and the process that sends the stages need not: it runs none of them.
+GPU, FAST = "the GPU", "the fast number type"
 
 
 @dataclass
@@ -147,6 +149,7 @@ def _check(client: Any, store: Path) -> None:
         found = client.run(_look, probe)
     finally:
         probe.unlink()
+    first = next(iter(found.values()))[-1]
     for name, threads, sees, versions in found.values():
         if threads != 1:
             raise BadInput(f"Dask worker {name} runs {threads} tasks at once; start it with --nthreads 1")
@@ -156,9 +159,10 @@ def _check(client: Any, store: Path) -> None:
                 "under one path"
             )
         for package, version in versions.items():
-            if version != mine[package]:
+            of, other = (first, "the first worker") if package in (GPU, FAST) else (mine, "this process")
+            if version != of[package]:
                 raise BadInput(
-                    f"Dask worker {name} has {package} {version} and this process {mine[package]}; results would differ"
+                    f"Dask worker {name} has {package} {version} and {other} {of[package]}; results would differ"
                 )
     names = ", ".join(sorted(str(name) for name, *_ in found.values()))
     console.print(f"Dask workers: {names}", highlight=False, soft_wrap=True)
@@ -175,6 +179,6 @@ def _versions() -> dict[str, str]:
         "torch": found["torch"],
         "transformers": found["transformers"],
         "the processor type": found["cpu"],
-        "the GPU": found["cuda"] or "none",
-        "the fast type": found["dtype"],
+        GPU: found["cuda"] or "none",
+        FAST: found["dtype"],
     }

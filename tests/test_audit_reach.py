@@ -20,6 +20,7 @@ from recall.audit_verdicts import AuditReport, Link
 from tasks import registry
 from tasks.audit_full import _groups, check_update
 from tasks.audit_marks import mark
+from tasks.audit_merge import MACHINE, other_machine
 from tasks.audit_source import read_chain
 from tasks.promote import refusals
 from tasks.refs import file_sha256
@@ -296,3 +297,21 @@ def test_lineages_older_than_the_setting_are_those_of_the_paper_s_merge(project)
     report = audit("--level", "merge")
     assert not by_status(report, "failed")
     assert {link["name"] for link in by_status(report, "unknown")} == {"signature"}
+
+
+HERE = dict.fromkeys(MACHINE, "same")
+
+
+@pytest.mark.parametrize(
+    ("recorded", "said"),
+    [
+        (HERE, None),
+        (HERE | {"dtype": "float32"}, "dtype same, not float32"),
+        (HERE | {"cpu": "AVX2", "threads": 1}, "cpu same, not AVX2; threads same, not 1"),
+        ({name: value for name, value in HERE.items() if name != "dtype"}, None),
+        (None, "the machine was not recorded"),
+    ],
+)
+def test_a_machine_is_another_where_what_decides_the_bits_differs(recorded, said):
+    """But for the type that it calculates in where that was not recorded yet."""
+    assert other_machine(recorded, HERE) == said

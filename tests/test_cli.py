@@ -12,7 +12,7 @@ from project import Project, make_project
 from typer.testing import CliRunner
 
 from flows.cli import app
-from flows.preflight import check_baselines, check_inputs
+from flows.preflight import check_baselines, check_context, check_inputs
 from recall.errors import BadInput
 from recall.load_settings import load_settings
 from tasks import data_versions, registry
@@ -117,10 +117,18 @@ def test_target_modules_that_the_base_model_lacks_or_that_cannot_have_an_adapter
 
 
 @pytest.mark.parametrize("section", ["finetuning", "sampling", "representations", "evaluation"])
-def test_longer_texts_than_the_base_model_has_positions_for(folder, section):
-    sentence = refused(folder, "--set", f"{section}.max_tokens=4096")
-    assert f"{section}.max_tokens is 4096, but the base model in " in sentence
-    assert "reads 2048; set it to 2048 or less" in sentence
+def test_longer_texts_than_the_base_model_has_positions_for(folder, tiny_model_folder, tiny_gpt2_folder, section):
+    asked = dict.fromkeys(("finetuning", "sampling", "representations", "evaluation"), 256) | {section: 257}
+    settings = load_settings(folder / "params.yaml", overrides=[f"{name}.max_tokens={n}" for name, n in asked.items()])
+    base = folder / "data" / "base_model"
+    check_context(settings)
+    for source in (tiny_gpt2_folder, tiny_model_folder):  # the second computes its positions, as many as it takes
+        shutil.rmtree(base)
+        shutil.copytree(source, base)
+        if source == tiny_gpt2_folder:
+            with pytest.raises(BadInput, match=rf"{section}\.max_tokens is 257, but .* has 256 positions; set"):
+                check_context(settings)
+    check_context(settings)
 
 
 @pytest.mark.parametrize("modules", ["[q_proj, v_proj]", "'.*self_attn.*_proj'"])

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from flows.compare import of_two_types
 from recall.comparison import compare_lines
 from recall.comparison_line import Line, append, mend, read_lines
 from recall.comparison_measures import BACKWARD, FORGETTING, OTHERS, SEEN, UNSEEN, measures, score_of
@@ -267,3 +268,19 @@ def test_half_a_line_at_the_end_is_cut_off_and_any_other_is_refused(tmp_path):
     file.write_text('{"key": 1}\n' + whole)
     with pytest.raises(BadInput, match=r"lines.jsonl, line 1 is no result of `recall compare`"):
         read_lines(file)
+
+
+@pytest.mark.parametrize(
+    ("types", "said"),
+    [
+        (["bfloat16", "bfloat16"], ""),
+        ([None, None], ""),
+        (["bfloat16", "float32"], "; made in bfloat16 and float32, so part of a difference may be the machines'"),
+        (["float32", None], "; made in a type not recorded and float32, so part of a difference may be the machines'"),
+    ],
+)
+def test_lines_that_machines_of_two_types_made_are_said_to_be(types, said):
+    machines = [{"dtype": dtype} if dtype else {} for dtype in types]
+    assert (
+        of_two_types([together("recall", 5, 5, 5, 5).model_copy(update={"machine": one}) for one in machines]) == said
+    )

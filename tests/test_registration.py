@@ -165,7 +165,7 @@ def test_a_run_that_a_version_points_to_is_never_written_over_by_other_weights(f
 
 
 def test_a_stream_run_that_was_left_open_is_ended_once_the_settings_have_changed(fresh_registry, registered):
-    """One that failed or was killed goes on under the same key; under another nobody ever comes back to it."""
+    """One that failed or was killed goes on under the same key, whatever was run between."""
     left = Again(registered, "3", key="another")
     experiment = registry.experiment("tiny")
     nested = fresh_registry.create_run(experiment, tags={"mlflow.parentRunId": left.parent}).info.run_id
@@ -177,6 +177,7 @@ def test_a_stream_run_that_was_left_open_is_ended_once_the_settings_have_changed
     assert status == {
         left.parent: "KILLED", nested: "KILLED", by_hand: "RUNNING", changed: "RUNNING", beside: "RUNNING",
     }  # fmt: skip
+    assert registry.unfinished_stream_run("tiny", "another") == left.parent
     registry.finish_stream_run(left.parent, {}, {})
     assert fresh_registry.get_run(left.parent).info.status == "FINISHED", "it was another process's, still at work"
 

@@ -132,7 +132,7 @@ def test_settings_are_immutable(tmp_path: Path) -> None:
         (changed("weighting", {"sigma": 0}), "weighting.sigma"),
         (changed("weighting", {"temperature": float("inf")}), "weighting.temperature Input should be a finite number"),
         (changed("merging", {"scale": float("nan")}), "merging.scale Input should be a finite number"),
-        (changed("evaluation", {"max_tokens": 32}), "max_tokens (32) has no room for a prompt beside max_new_tokens"),
+        (changed("weighting", {"temperature": 1e-7}), "weighting.temperature"),
         (changed("baselines", ["average", "average"]), "baselines names average twice"),
         (changed("learning_tasks", {"One": TASK}), "learning_tasks.One: a name is made of small letters"),
         (changed("learning_tasks", {"../one": TASK}), "learning_tasks.../one: a name is made of small letters"),
@@ -153,6 +153,14 @@ def test_a_mistake_is_one_sentence_that_names_it(tmp_path: Path, values: Any, me
         load(tmp_path, values)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_room_for_prompts_is_asked_for_where_answers_are_written_alone(tmp_path: Path) -> None:
+    small = changed("evaluation", {"max_tokens": 32})
+    load(tmp_path, small)
+    small["learning_tasks"]["two"] = {"kind": "translation", "metric": "chrf", "source": TASK["source"]}
+    with pytest.raises(BadInput, match=r"evaluation\.max_tokens \(32\) has no room for a prompt of two beside max_new"):
+        load(tmp_path, small)
 
 
 def test_a_missing_file_says_how_to_name_another(tmp_path: Path) -> None:

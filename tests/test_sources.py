@@ -143,6 +143,8 @@ def test_the_papers_profiles_map_records_of_the_hubs_shape(
         ({"path": "a.csv", "promt": "{a}"}, "source.promt: Extra inputs are not permitted"),
         ({"path": "a.csv", "prompt": "{a}"}, "needs a target template or a references column"),
         ({"path": "a.csv", "prompt": "{a", "target": "{b}"}, "expected '}' before end of string"),
+        ({"path": "a.csv", "prompt": "{}", "target": "{b}"}, "has a field without a column's name; write {column}"),
+        ({"path": "a.csv", "prompt": "{a}", "target": "{0}"}, "has a field without a column's name; write {column}"),
         ({"path": "a.csv", "shares": {"train": 0.5, "validation": 0.1, "test": 0.1}}, "must sum to 1"),
     ],
 )
@@ -201,6 +203,8 @@ def test_a_null_is_refused_where_a_template_uses_its_column_and_nowhere_else(tmp
         ({"a": None}, {"references": "a.text"}, "references a.text needs a list without nulls and is None"),
         ({"a": "Ada"}, {"references": "a"}, "references a needs a list without nulls and is 'Ada'"),
         ({"a": None}, {"target": "{a[text]}"}, "a[text] has no value"),
+        ({"a": "Ada"}, {"target": "{a[text]}"}, "string indices must be integers"),
+        ({"a": []}, {"references": "a"}, "references a is empty, for which no_answer has to say the target"),
         ({"a": ["Ada", None]}, {"target": "{a[0]}", "choices": ["{a[0]}", "{a[1]}"]}, "a[1] has no value"),
         ({"a": "3"}, {"target": "{a:.1f}"}, "Unknown format code 'f' for object of type 'str'"),
     ],
@@ -215,6 +219,20 @@ def test_a_value_that_no_template_can_use_is_named(
         load_rows("qa", task, tmp_path)
     assert "qa.jsonl, row 1: a template does not fit the record (" in str(error.value)
     assert message in str(error.value)
+
+
+def test_a_null_is_a_target_where_its_name_is_given(tmp_path: Path) -> None:
+    file = tmp_path / "reviews.jsonl"
+    file.write_text('{"text": "fine", "stars": "5"}\n{"text": "so so", "stars": null}\n')
+    named = TEMPLATES | {"target_names": {"5": "good", "None": "bad"}}
+    rows = load_rows("reviews", spec({"path": str(file), **named}), tmp_path)
+    assert sorted(row.target for split in SPLITS for row in rows[split]) == ["bad", "good"]
+
+
+def test_empty_columns_at_the_end_of_a_csv_files_rows_are_none(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,stars\na,1,\nb,5,\n")
+    rows = load_rows("reviews", spec({"path": str(tmp_path / "a.csv"), **TEMPLATES}), tmp_path)
+    assert sorted(row.target for split in SPLITS for row in rows[split]) == ["bad", "good"]
 
 
 def test_a_csv_file_that_excel_saved_has_its_first_column(tmp_path: Path) -> None:

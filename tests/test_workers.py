@@ -7,10 +7,12 @@ import pytest
 import torch
 from counting_stage import count_up, runs
 
+from flows.pools import typical
 from flows.preflight import Inputs
 from flows.stream_state import Stream
 from recall.errors import BadInput, Failed
 from recall.load_settings import load_settings
+from tasks import workers
 from tasks.store import Store
 
 SHIPPED = Path(__file__).parents[1] / "params.yaml"
@@ -69,3 +71,44 @@ def test_a_worker_has_the_threads_of_the_settings_and_its_artifacts_say_so(tmp_p
         torch.set_num_threads(before)
     assert store.manifest("samples", ref.fingerprint)["environment"]["threads"] == 3
     assert runs == [1]
+
+
+class TwoWorkers:
+    """What two workers answer to being looked at, and nothing else of a Dask client."""
+
+    def __init__(self, **of_second):
+        self.of_second = of_second
+
+    def run(self, _, probe):
+        assert probe.exists()
+        versions = workers._versions() | {workers.GPU: "H100", workers.FAST: "bfloat16"}
+        return {"a": ("one", 1, True, versions), "b": ("two", 1, True, versions | self.of_second)}
+
+
+def test_workers_may_have_what_the_process_that_sends_them_stages_has_not(tmp_path):
+    workers._check(TwoWorkers(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("differs", "sentence"),
+    [
+        ({"torch": "1.0"}, "Dask worker two has torch 1.0 and this process "),
+        ({"the processor type": "other"}, "Dask worker two has the processor type other and this process "),
+        ({workers.GPU: "none"}, "Dask worker two has the GPU none and the first worker H100"),
+        ({workers.FAST: "float32"}, "Dask worker two has the fast number type float32 and the first worker bfloat16"),
+    ],
+)
+def test_workers_whose_results_would_differ_are_refused(tmp_path, differs, sentence):
+    with pytest.raises(BadInput, match=sentence):
+        workers._check(TwoWorkers(**differs), tmp_path)
+
+
+def test_where_a_file_of_samples_lies_is_in_no_stages_key(tmp_path, monkeypatch):
+    monkeypatch.setattr("flows.pools.cluster", lambda store, label, **given: given)
+    asked = []
+    for name in ("one.jsonl", "other.jsonl"):
+        (tmp_path / name).write_text('{"text": "a"}\n')
+        made = stream("sampling.source=heldout", f"sampling.file={tmp_path / name}")
+        asked.append(typical(made, "label", expert=None, train=None))
+    assert asked[0]["settings"] == asked[1]["settings"]
+    assert asked[0]["heldout"].fingerprint == asked[1]["heldout"].fingerprint
