@@ -73,8 +73,10 @@ def compare(
     if mend(options.results):
         console.print(f"{options.results}: half a line at its end, of a killed run, was cut off", soft_wrap=True)
     before = {line.key for line in read_lines(options.results)}
-    every = [Missing(one.label, case.name, key) for case, keys in asked.wanted.items() for one, key in keys.items()]
-    lacking = [result for result in every if result.key not in before]
+    every = {
+        key: Missing(one.label, case.name, key) for case, keys in asked.wanted.items() for one, key in keys.items()
+    }
+    lacking = [result for key, result in every.items() if key not in before]
     if jobs > 1 and len(lacking) > 1:
         given = {"config": config, "profile": profile, "overrides": overrides or []}
         logs = asked.stream.settings.store / "logs"
