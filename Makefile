@@ -8,7 +8,7 @@ export PATH := $(BIN):$(PATH)
 
 # What docs/results.md and docs/more-results.md have tables and plots of.
 RESULTS := default-all default-more-rows default-even default-stream default-stream-gpu default-stream-rank-64 default-single real-three real-independent real-five \
-	real-five-stream real-five-cpu real-five-gpu real-five-gpu-first real-six real-six-all default-gemma \
+	real-five-independent real-five-stream real-five-cpu real-five-gpu real-five-gpu-first real-six real-six-all default-gemma \
 	default-independent default-independent-response default-independent-experts default-independent-with-and-without-base real-stream validation-independent \
 	validation-independent-5-samples validation-independent-200-samples validation-independent-response validation-independent-three-seeds validation-stream validation-stream-rank-64 validation-stream-three-seeds
 
